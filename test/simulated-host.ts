@@ -1,0 +1,63 @@
+/** A simulated Hyper-V host of a test's own: a copy of a seed, and real PowerShell on top of it. */
+import fs from 'fs-extra'
+import { tmpdir } from 'node:os'
+import { delimiter, join } from 'node:path'
+import process from 'node:process'
+import { openPowerShell, type PowerShell } from '../tasks/task.ts'
+
+const fixtures = join(import.meta.dirname, '..', 'fixtures', 'hyper-v')
+
+export interface SimulatedHost {
+  ps: PowerShell
+  /** A folder for the test's files, removed on close. */
+  dir: string
+  /** What a program needs in its environment to see this host, for tests of the command line. */
+  env: NodeJS.ProcessEnv
+  /** The host's whole state, as the file holds it. */
+  text: () => Promise<string>
+  // deno-lint-ignore no-explicit-any -- the state is the simulated host's own and has no type here
+  state: () => Promise<any>
+  // deno-lint-ignore no-explicit-any
+  change: (change: (state: any) => void) => Promise<void>
+  /** The cmdlets called so far, in order. */
+  calls: () => Promise<{ cmdlet: string }[]>
+  warnings: string[]
+  close: () => Promise<void>
+}
+
+export async function simulatedHost(seed: 'laptop' | 'server' = 'laptop'): Promise<SimulatedHost> {
+  const dir = await fs.mkdtemp(join(tmpdir(), 'simulated-host-'))
+  const file = join(dir, 'host.json')
+  const log = join(dir, 'calls.jsonl')
+  await fs.copy(join(fixtures, `${seed}.json`), file)
+  const modules = [join(fixtures, 'modules'), process.env.PSModulePath].filter(Boolean)
+  const env = {
+    ...process.env,
+    PSModulePath: modules.join(delimiter),
+    SIMULATED_HOST: file,
+    SIMULATED_HOST_LOG: log,
+  }
+  const warnings: string[] = []
+  const { ps, close } = openPowerShell({ env, onWarning: (warning) => warnings.push(warning) })
+  return {
+    ps,
+    dir,
+    env,
+    warnings,
+    text: () => fs.readFile(file, 'utf8'),
+    state: () => fs.readJson(file),
+    change: async (change) => {
+      const state = await fs.readJson(file)
+      change(state)
+      await fs.writeJson(file, state)
+    },
+    calls: async () => {
+      const lines = await fs.readFile(log, 'utf8').catch(() => '')
+      return lines.split('\n').filter(Boolean).map((line) => JSON.parse(line))
+    },
+    close: async () => {
+      await close()
+      await fs.remove(dir)
+    },
+  }
+}
