@@ -1,0 +1,482 @@
+#!/usr/bin/env zx
+/** Say what stands in the way of a VM on this host, and what the host has. Changes nothing. */
+import process from 'node:process'
+import { command, powershell } from './task.ts'
+
+export interface CheckHostOptions {
+  /** The VM that is to be made. */
+  vm?: string | undefined
+  /** Its processors. */
+  cpus?: number | undefined
+  /** Its memory in bytes. */
+  memory?: number | undefined
+  /**
+   * Its disk files as the host names them, to tell a VM that has them already from another one of
+   * its name. Relative ones are in `storage`.
+   */
+  disk?: readonly string[] | undefined
+  /** Name of the external switch that is to be there. */
+  external?: string | undefined
+  /** The network adapter of the external switch, by name or description. */
+  adapter?: string | undefined
+  /** Whether the host is to use the external switch too. @default true */
+  share?: boolean | undefined
+  /** Name of the internal switch that is to be there. */
+  internal?: string | undefined
+  /** The host's address on the internal switch, e.g. `192.168.56.1/24`. */
+  hostIp?: string | undefined
+  /** Whether the internal switch is to have NAT. @default false */
+  nat?: boolean | undefined
+  /** MAC addresses that the VM's adapters are to keep, with or without separators. */
+  mac?: readonly string[] | undefined
+  /** Whether the VM is to run hypervisors of its own. @default false */
+  nested?: boolean | undefined
+  /** Bytes that the run writes to `storage`. */
+  space?: number | undefined
+  /** Folder on the host. @default the host's folder for virtual hard disks */
+  storage?: string | undefined
+}
+
+export interface CheckHostResult {
+  /** Nothing stands in the way. */
+  ready: boolean
+  /** What stands in the way, each with its cause and the command that mends it. */
+  refusals: string[]
+  /** What is worth knowing and no obstacle. */
+  notes: string[]
+  /** The Hyper-V module is there and answers. */
+  hyperV: boolean
+  host: {
+    name: string
+    /** Version of Windows, e.g. `10.0.26100.0`. */
+    version: string
+    /** A Windows for desktops, not for servers. Null where that cannot be known. */
+    client: boolean | null
+    /** Windows' edition, e.g. `Professional`. */
+    edition: string | null
+    /** PowerShell runs with administrator rights. Null where that cannot be known. */
+    elevated: boolean | null
+    /** Logical processors. */
+    processors: number | null
+    /** Bytes. */
+    memory: number | null
+    /** The host's folder for virtual hard disks. */
+    diskFolder: string | null
+    /** Bytes free in `storage`; null when neither `storage` nor `space` was asked for. */
+    freeSpace: number | null
+  }
+  /** The VM of that name. */
+  vm: { id: string; state: string; generation: number; disks: string[] } | null
+  /** All switches, when a switch was asked for. */
+  switches: {
+    id: string
+    name: string
+    type: 'External' | 'Internal' | 'Private'
+    /** Description of its network adapter. */
+    adapter: string | null
+    /** The host uses it too. */
+    shared: boolean
+  }[]
+  /** All network adapters but Hyper-V's own, when an external switch was asked for. */
+  adapters: {
+    name: string
+    description: string
+    status: string
+    wifi: boolean
+    /** A switch has it, or a bridge to one. */
+    bound: boolean
+  }[]
+  /** All NATs, when a NAT was asked for. */
+  nats: { name: string; prefix: string }[]
+  /** All IPv4 addresses of the host, when a host address was asked for. */
+  addresses: { address: string; prefixLength: number; interface: string }[]
+}
+
+/**
+ * Looks for everything that would make the tasks of a migration refuse, before the first of them
+ * runs. Asks the host only about what the options name, and rejects only when it cannot ask at all:
+ * no Hyper-V, no rights and no such adapter are answers.
+ */
+export async function checkHost(
+  options: CheckHostOptions,
+  ps = powershell,
+): Promise<CheckHostResult> {
+  throwIfUnusable(options)
+  const { vm, cpus, memory, disk = [], external, adapter, share = true, internal } = options
+  const { nat = false, mac = [], nested = false, space, storage } = options
+  const [hostAddress, length] = options.hostIp === undefined ? [] : cidr(options.hostIp)
+  const macs = mac.map(bareMac)
+  const { stdout } = await ps`
+    $name = ${vm}
+    $cpus = ${cpus}
+    $memory = ${memory}
+    $disks = ${disk}
+    $external = ${external}
+    $adapter = ${adapter}
+    $share = ${share}
+    $internal = ${internal}
+    $hostAddress = ${hostAddress}
+    $length = ${length}
+    $nat = ${nat}
+    $macs = ${macs}
+    $nested = ${nested}
+    $space = ${space}
+    $storage = ${storage}
+
+    function quoted($text) {
+      "'" + [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent($text) + "'"
+    }
+    function start($address, $length) {
+      $bytes = ([Net.IPAddress]$address).GetAddressBytes()
+      $number = [long]$bytes[0] * 16777216 + [long]$bytes[1] * 65536 + [long]$bytes[2] * 256 + $bytes[3]
+      $number - $number % [long][Math]::Pow(2, 32 - $length)
+    }
+    function gigabytes($bytes) { ($bytes / 1GB).ToString('0.#', [cultureinfo]::InvariantCulture) + ' GB' }
+    function has($cmdlet) { $null -ne (Get-Command -Name $cmdlet -ErrorAction Ignore) }
+    $refusals = @()
+    $notes = @()
+
+    # what only Windows has; elsewhere it stays unknown
+    $elevated = $null
+    $manager = $null
+    $windows = $null
+    try {
+      $identity = [Security.Principal.WindowsIdentity]::GetCurrent()
+      $principal = New-Object Security.Principal.WindowsPrincipal $identity
+      $elevated = $principal.IsInRole([Security.Principal.WindowsBuiltInRole]::Administrator)
+      $manager = $principal.IsInRole([Security.Principal.SecurityIdentifier]'S-1-5-32-578') # Hyper-V Administrators
+      $key = ('HKEY_LOCAL_MACHINE', 'SOFTWARE', 'Microsoft', 'Windows NT', 'CurrentVersion') -join [char]92
+      $windows = @{
+        client = [Microsoft.Win32.Registry]::GetValue($key, 'InstallationType', '') -eq 'Client'
+        edition = [string][Microsoft.Win32.Registry]::GetValue($key, 'EditionID', '')
+      }
+    } catch {
+      if ($_.Exception.GetBaseException() -isnot [PlatformNotSupportedException]) { throw }
+    }
+    $elevate = 'Run: Start-Process powershell -Verb RunAs, and this again in the window it opens'
+
+    $hyperV = has Get-VMHost
+    $vmHost = $null
+    $switches = @()
+    $vms = @()
+    $nics = @()
+    if (-not $hyperV) {
+      $enable = 'Enable-WindowsOptionalFeature -Online -FeatureName Microsoft-Hyper-V -All -NoRestart'
+      if ($windows -and -not $windows.client) { $enable = 'Install-WindowsFeature -Name Hyper-V -IncludeManagementTools' }
+      $why = 'Windows has no Hyper-V module, so the feature is off'
+      if ($windows -and $windows.edition -like 'Core*') { $why = 'this is Windows Home, which lacks it; it takes Windows Pro' }
+      $refusals += "Cannot use Hyper-V on this host: $why. Run: $enable, then restart Windows"
+    } else {
+      try {
+        $vmHost = Get-VMHost
+        if ($null -ne $name) { $vms = @(Get-VM) }
+        if ($null -ne $external -or $null -ne $internal) { $switches = @(Get-VMSwitch) }
+        if ($macs.Count -gt 0) { $nics = @(Get-VMNetworkAdapter -All) }
+      } catch {
+        $hyperV = $false
+        $id = $_.FullyQualifiedErrorId
+        if ($id -like 'AccessDenied,*' -or $_.Exception.HResult -eq -2147024891) { $manager = $false; $elevated = $elevated -eq $true }
+        else { $refusals += "Cannot use Hyper-V on this host: its module answers ""$($_.Exception.Message.Trim())"" ($id). Run: Start-Service vmms" }
+      }
+    }
+    # Get-VM without rights may fail or find nothing, so ask for the rights too
+    if ($manager -eq $false -and -not ($elevated -and $hyperV)) {
+      $refusals += "Cannot use Hyper-V on this host: this user is not in Hyper-V Administrators, and PowerShell runs without administrator rights. $elevate"
+    } elseif ($elevated -eq $false -and $null -ne $hostAddress) {
+      $refusals += "Cannot set the host address $hostAddress/$($length): PowerShell runs without administrator rights. $elevate"
+    }
+
+    # the VM
+    $vm = $null
+    $found = @($vms | Where-Object { $_.Name.Equals($name, 'OrdinalIgnoreCase') })
+    if ($found.Count -gt 1) {
+      $refusals += "Cannot make the VM ""$name"": $($found.Count) VMs have that name: $(@($found | ForEach-Object { [string]$_.Id }) -join ', '). Run: Get-VM -Id $($found[0].Id) | Rename-VM -NewName <another name>"
+    }
+    $folder = $storage
+    if ($null -eq $folder -and $null -ne $vmHost) { $folder = [string]$vmHost.VirtualHardDiskPath }
+    if ($found.Count -eq 1) {
+      $vm = [ordered]@{
+        id = [string]$found[0].Id
+        state = [string]$found[0].State
+        generation = [int]$found[0].Generation
+        disks = @(Get-VMHardDiskDrive -VM $found[0] | ForEach-Object { [string]$_.Path })
+      }
+      # under a checkpoint the VM writes to a child of the file it was given
+      $theirs = @($vm.disks | ForEach-Object {
+        $path = $_
+        for ($depth = 0; $depth -lt 64 -and [IO.Path]::GetExtension($path) -like '.avhd*'; $depth++) { $path = (Get-VHD -Path $path).ParentPath }
+        $path
+      })
+      $missing = @($disks | Where-Object {
+        $path = $_
+        if (-not [IO.Path]::IsPathRooted($path) -and $folder) { $path = [IO.Path]::Combine($folder, $path) }
+        @($theirs | Where-Object { [IO.Path]::GetFullPath($_).Equals([IO.Path]::GetFullPath($path), 'OrdinalIgnoreCase') }).Count -eq 0
+      })
+      if ($missing.Count -gt 0) {
+        $refusals += "Cannot make the VM ""$name"": there is one of that name with other disks ($(@($vm.disks) -join ', ')). Choose another name, or run: Get-VM -Id $($vm.id) | Rename-VM -NewName <another name>"
+      } elseif ($vm.state -eq 'Saved') {
+        $refusals += "Cannot change the VM ""$name"": it is saved, and only a VM that is off takes changes. Run: Get-VM -Id $($vm.id) | Start-VM, and shut it down"
+      } else { $notes += "The VM ""$name"" is there already ($($vm.state))" }
+    }
+    if ($null -ne $vmHost) {
+      if ($null -ne $cpus -and $cpus -gt $vmHost.LogicalProcessorCount) {
+        $refusals += "Cannot give the VM $cpus processors: the host has $($vmHost.LogicalProcessorCount). Run again with: --cpus $($vmHost.LogicalProcessorCount)"
+      }
+      if ($null -ne $memory -and $memory -gt $vmHost.MemoryCapacity) {
+        $refusals += "Cannot give the VM $(gigabytes $memory) of memory: the host has $(gigabytes $vmHost.MemoryCapacity). Run again with less: --memory"
+      }
+    }
+    foreach ($mac in $macs) {
+      foreach ($nic in @($nics | Where-Object { $_.MacAddress -eq $mac })) {
+        if ($vm -and [string]$nic.VMId -eq $vm.id) { continue }
+        $owner = "the VM ""$($nic.VMName)"""
+        if ($nic.IsManagementOs) { $owner = "the host on the switch ""$($nic.SwitchName)""" }
+        $refusals += "Cannot give the VM the MAC address $($mac): $owner has it. Run: Get-VMNetworkAdapter -All | Where-Object MacAddress -eq $mac"
+      }
+    }
+    $version = [Environment]::OSVersion.Version
+    if ($nested -and $env:PROCESSOR_IDENTIFIER -like '*AuthenticAMD*' -and $version.Major -eq 10 -and $version.Build -lt 20348) {
+      $refusals += "Cannot let the VM run hypervisors: on AMD that takes Windows 11 or Windows Server 2022, and this is build $($version.Build). Run again with: --no-nested"
+    }
+
+    # disk space
+    $freeSpace = $null
+    if ($null -ne $space -or $null -ne $storage) {
+      $existing = $folder
+      while ($existing -and -not [IO.Directory]::Exists($existing)) { $existing = [IO.Path]::GetDirectoryName($existing) }
+      if ($existing -and -not $existing.StartsWith([string][char]92 + [char]92)) {
+        $drive = New-Object IO.DriveInfo ([IO.Path]::GetFullPath($existing))
+        $freeSpace = $drive.AvailableFreeSpace
+        if ($null -ne $space -and $freeSpace -lt $space) {
+          $refusals += "Cannot store the disks in ""$folder"": they need $(gigabytes $space), and $(gigabytes $freeSpace) are free there. Run again with a folder on another drive: --storage"
+        }
+        if ($drive.DriveFormat -in 'FAT', 'FAT32', 'exFAT') {
+          $refusals += "Cannot store the disks in ""$folder"": the drive has $($drive.DriveFormat), and Hyper-V takes NTFS and ReFS (0x80070299). Run again with a folder on another drive: --storage"
+        }
+      } elseif ($folder) { $notes += "The free space in ""$folder"" is not known before it is used" }
+    }
+
+    # the external switch
+    $adapters = @()
+    $defaultSwitch = 'c08cb7b8-9b3c-408e-8e30-5e16a3aeb444' # its name is translated, its id is not
+    $outer = @($switches | Where-Object { $null -ne $external -and $_.Name.Equals($external, 'OrdinalIgnoreCase') })
+    $inner = @($switches | Where-Object { $null -ne $internal -and $_.Name.Equals($internal, 'OrdinalIgnoreCase') })
+    foreach ($several in @($outer, $inner)) {
+      if (@($several).Count -gt 1) {
+        $refusals += "Cannot use the switch ""$($several[0].Name)"": $($several.Count) switches have that name: $(@($several | ForEach-Object { [string]$_.Id }) -join ', '). Run: Get-VMSwitch -Id $($several[0].Id) | Rename-VMSwitch -NewName <another name>"
+      }
+      foreach ($one in @($several | Where-Object { $_ -and [string]$_.Id -eq $defaultSwitch })) {
+        $refusals += "Cannot use the switch ""$($one.Name)"": it is the Default Switch, which Windows changes by itself at every start. Choose another name"
+      }
+    }
+    if ($null -ne $external -and -not (has Get-NetAdapter)) {
+      $refusals += "Cannot make the switch ""$external"": Windows has no NetAdapter module. Run: Get-Module -ListAvailable NetAdapter"
+    } elseif ($null -ne $external) {
+      $bindings = @(Get-NetAdapterBinding | Where-Object { $_.ComponentID -in 'vms_pp', 'ms_bridge' -and $_.Enabled })
+      $cards = @(Get-NetAdapter)
+      $own = @(Get-NetAdapter | Where-Object { $_.Name -like 'vEthernet (*' } | ForEach-Object { $_.Name })
+      $adapters = @($cards | Where-Object { $_.Name -notin $own } | ForEach-Object {
+        $card = $_
+        [ordered]@{
+          name = [string]$card.Name
+          description = [string]$card.InterfaceDescription
+          status = [string]$card.Status
+          wifi = [string]$card.PhysicalMediaType -eq 'Native 802.11' -or $card.NdisPhysicalMedium -eq 9
+          bound = @($bindings | Where-Object { $_.InterfaceDescription -eq $card.InterfaceDescription }).Count -gt 0
+        }
+      })
+      $list = @($adapters | ForEach-Object { '"' + $_.name + '" (' + $_.description + ', ' + $_.status + ')' }) -join ', '
+      $wanted = @($adapters | Where-Object { $null -ne $adapter -and ($_.name.Equals($adapter, 'OrdinalIgnoreCase') -or $_.description.Equals($adapter, 'OrdinalIgnoreCase')) })
+      if ($null -ne $adapter -and $wanted.Count -ne 1) {
+        $refusals += "Cannot make the switch ""$external"" on ""$adapter"": $($wanted.Count) network adapters have that name or description, among $list. Run: Get-NetAdapter"
+      }
+      if ($null -eq $adapter -and $outer.Count -eq 0 -and $hyperV) {
+        $refusals += "Cannot make the switch ""$external"": it needs a network adapter, one of $list. Run again with: --adapter"
+      }
+      $bridged = $wanted.Count -eq 1 -and $wanted[0].wifi -and $wanted[0].bound
+      if ($outer.Count -eq 1) {
+        $switch = $outer[0]
+        if ([string]$switch.SwitchType -ne 'External') {
+          $refusals += "Cannot use the switch ""$external"" for the network outside: there is one of that name that is $($switch.SwitchType). Choose another name, or run: Get-VMSwitch -Id $($switch.Id) | Rename-VMSwitch -NewName <another name>"
+        } elseif ($wanted.Count -eq 1 -and $switch.NetAdapterInterfaceDescription -ne $wanted[0].description -and -not $bridged) {
+          $refusals += "Cannot use the switch ""$external"" on ""$($wanted[0].name)"": it is on the adapter ""$($switch.NetAdapterInterfaceDescription)"". Choose another name or that adapter, or run: Get-VMSwitch -Id $($switch.Id) | Rename-VMSwitch -NewName <another name>"
+        } else {
+          $notes += "The switch ""$external"" is there already"
+          if ([bool]$switch.AllowManagementOS -ne $share) { $notes += "Sharing the switch ""$external"" with the host turns $(if ($share) { 'on' } else { 'off' })" }
+        }
+      } elseif ($outer.Count -eq 0 -and $wanted.Count -eq 1) {
+        $taker = @($switches | Where-Object { @($_.NetAdapterInterfaceDescriptions) + $_.NetAdapterInterfaceDescription -contains $wanted[0].description })
+        if ($taker.Count -gt 0) {
+          $refusals += "Cannot make the switch ""$external"" on ""$($wanted[0].name)"": the switch ""$($taker[0].Name)"" has that adapter, and an adapter serves one switch. Run again with: --external $(quoted $taker[0].Name)"
+        } elseif ($wanted[0].bound) {
+          $refusals += "Cannot make the switch ""$external"" on ""$($wanted[0].name)"": the adapter is bound to a switch or a bridge already. Run: Get-NetAdapterBinding -Name $(quoted $wanted[0].name)"
+        }
+        if ($wanted[0].wifi) { $notes += "The adapter ""$($wanted[0].name)"" is Wi-Fi: access points take frames from one MAC address only, so Hyper-V puts a bridge in between, and some networks refuse the VM a second address" }
+        if ($wanted[0].status -ne 'Up') { $notes += "The adapter ""$($wanted[0].name)"" is not connected ($($wanted[0].status))" }
+        if (-not $share) { $notes += "The host loses its connection by ""$($wanted[0].name)"" while the switch ""$external"" is not shared with it" }
+      }
+    }
+
+    # the internal switch, its address and NAT
+    $vEthernet = $null
+    if ($inner.Count -eq 1) {
+      $switch = $inner[0]
+      if ([string]$switch.SwitchType -ne 'Internal') {
+        $refusals += "Cannot use the switch ""$internal"" between host and VM: there is one of that name that is $($switch.SwitchType). Choose another name, or run: Get-VMSwitch -Id $($switch.Id) | Rename-VMSwitch -NewName <another name>"
+      } else {
+        $notes += "The switch ""$internal"" is there already"
+        $port = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { [string]$_.SwitchId -eq [string]$switch.Id })[0]
+        if ($port -and (has Get-NetAdapter)) { $vEthernet = @(Get-NetAdapter | Where-Object { [string]$_.InterfaceGuid -eq [string]$port.DeviceId })[0] }
+      }
+    }
+    $addresses = @()
+    if ($null -ne $hostAddress -and -not (has Get-NetIPAddress)) {
+      $refusals += "Cannot set the host address $hostAddress/$($length): Windows has no NetTCPIP module. Run: Get-Module -ListAvailable NetTCPIP"
+    } elseif ($null -ne $hostAddress) {
+      foreach ($one in @(Get-NetIPAddress -AddressFamily IPv4)) {
+        $addresses += [ordered]@{ address = [string]$one.IPAddress; prefixLength = [int]$one.PrefixLength; interface = [string]$one.InterfaceAlias }
+        $least = [Math]::Min([int]$one.PrefixLength, [int]$length)
+        if ((start $one.IPAddress $least) -ne (start $hostAddress $least)) { continue }
+        if ($vEthernet -and $one.InterfaceIndex -eq $vEthernet.ifIndex) {
+          if ($one.IPAddress -eq $hostAddress -and $one.PrefixLength -eq $length) { $notes += "The host has the address $hostAddress/$length on ""$internal"" already" }
+          continue
+        }
+        $refusals += "Cannot give the host $hostAddress/$length on the switch ""$internal"": ""$($one.InterfaceAlias)"" has $($one.IPAddress)/$($one.PrefixLength), and the two networks overlap. Run again with another network: --host-ip"
+      }
+    }
+    $nats = @()
+    if ($nat -and $null -ne $hostAddress -and -not (has Get-NetNat)) {
+      $refusals += "Cannot make a NAT for ""$internal"": Windows has no NetNat module. Run again with: --no-nat"
+    } elseif ($nat -and $null -ne $hostAddress) {
+      $nats = @(Get-NetNat | ForEach-Object { [ordered]@{ name = [string]$_.Name; prefix = [string]$_.InternalIPInterfaceAddressPrefix } })
+      foreach ($one in $nats) {
+        $range = $one.prefix.Split('/')
+        if ($range.Count -eq 2 -and [int]$range[1] -eq $length -and (start $range[0] $length) -eq (start $hostAddress $length)) { $notes += "The NAT ""$($one.name)"" for $($one.prefix) is there already" }
+        else { $refusals += "Cannot make a NAT for $hostAddress/$($length): the NAT ""$($one.name)"" for $($one.prefix) is there, and a host has one. Run again with an address in its network or with --no-nat, or run: Get-NetNat" }
+      }
+    }
+
+    $hostFacts = [ordered]@{
+      name = [Environment]::MachineName
+      version = [string]$version
+      client = $null
+      edition = $null
+      elevated = $elevated
+      processors = $null
+      memory = $null
+      diskFolder = $null
+      freeSpace = $freeSpace
+    }
+    if ($windows) { $hostFacts.client = $windows.client; $hostFacts.edition = $windows.edition }
+    if ($vmHost) {
+      $hostFacts.processors = [int]$vmHost.LogicalProcessorCount
+      $hostFacts.memory = [long]$vmHost.MemoryCapacity
+      $hostFacts.diskFolder = [string]$vmHost.VirtualHardDiskPath
+    }
+    ConvertTo-Json -Compress -Depth 4 ([ordered]@{
+      ready = $refusals.Count -eq 0
+      refusals = $refusals
+      notes = $notes
+      hyperV = $hyperV
+      host = $hostFacts
+      vm = $vm
+      switches = @($switches | ForEach-Object {
+        [ordered]@{
+          id = [string]$_.Id
+          name = [string]$_.Name
+          type = [string]$_.SwitchType
+          adapter = $(if ($_.NetAdapterInterfaceDescription) { [string]$_.NetAdapterInterfaceDescription } else { $null })
+          shared = [bool]$_.AllowManagementOS
+        }
+      })
+      adapters = $adapters
+      nats = $nats
+      addresses = $addresses
+    })`
+  return JSON.parse(stdout) as CheckHostResult
+}
+
+function throwIfUnusable(options: CheckHostOptions): void {
+  for (const key of ['vm', 'external', 'adapter', 'internal', 'storage'] as const) {
+    const text = options[key]
+    // deno-lint-ignore no-control-regex
+    if (text !== undefined && (text.trim() === '' || /[\u0000-\u001f\u007f]/.test(text))) {
+      throw new TypeError(
+        `Cannot check the host for ${key} ${JSON.stringify(text)}: ` +
+          'a name is not empty and has no control characters',
+      )
+    }
+  }
+  for (const key of ['cpus', 'memory', 'space'] as const) {
+    const number = options[key]
+    if (number === undefined) continue
+    if (!Number.isSafeInteger(number) || number < (key === 'space' ? 0 : 1)) {
+      throw new RangeError(`Cannot check the host for ${key} ${number}: it takes a whole number`)
+    }
+  }
+  if (options.hostIp !== undefined && options.internal === undefined) {
+    throw new TypeError(
+      'Cannot check the host address: no internal switch is named. Add: --internal',
+    )
+  }
+}
+
+/** The address and prefix length of an IPv4 host address that a network of its own can start from. */
+function cidr(text: string): [address: string, length: number] {
+  const match = /^((?:(?:0|[1-9]\d{0,2})(?:\.(?!\/)|(?=\/))){4})\/([1-9]\d?)$/.exec(text)
+  const [, address = '', bits = ''] = match ?? []
+  const length = Number(bits)
+  if (
+    !match || address.split('.').some((part) => Number(part) > 255) || length < 8 || length > 30
+  ) {
+    throw new TypeError(
+      `Cannot use the host address "${text}": it takes an IPv4 address and a prefix length ` +
+        'from 8 to 30, for example 192.168.56.1/24',
+    )
+  }
+  const number = address.split('.').reduce((sum, part) => sum * 256 + Number(part), 0)
+  const place = number % 2 ** (32 - length)
+  if (place === 0 || place === 2 ** (32 - length) - 1) {
+    throw new TypeError(
+      `Cannot use the host address "${text}": it is the network’s own or broadcast address. ` +
+        'Take one in between, for example 192.168.56.1/24',
+    )
+  }
+  return [address, length]
+}
+
+function bareMac(text: string): string {
+  const digits = text.replace(/[:.-]/g, '').toUpperCase()
+  if (!/^[\dA-F]{12}$/.test(digits)) {
+    throw new TypeError(`Cannot check the MAC address "${text}": it takes 12 hexadecimal digits`)
+  }
+  return digits
+}
+
+await command(
+  import.meta,
+  'Say what stands in the way of a VM on this host, and what the host has. Changes nothing. ' +
+    'Exit code 0 ready, 1 not ready or not answered',
+  {
+    vm: { type: 'string', describe: 'The VM that is to be made', example: 'Win10' },
+    cpus: { type: 'number', describe: 'Its processors' },
+    memory: { type: 'number', describe: 'Its memory in bytes' },
+    disk: { type: 'string', array: true, describe: 'Its disk files, as the host names them' },
+    external: { type: 'string', describe: 'External switch that is to be there' },
+    adapter: { type: 'string', describe: 'Network adapter of the external switch' },
+    share: { type: 'boolean', describe: 'The host uses the external switch too', default: true },
+    internal: { type: 'string', describe: 'Internal switch that is to be there' },
+    hostIp: { type: 'string', describe: 'The host’s address on it, e.g. 192.168.56.1/24' },
+    nat: { type: 'boolean', describe: 'The internal switch has NAT' },
+    mac: { type: 'string', array: true, describe: 'MAC addresses that the VM keeps' },
+    nested: { type: 'boolean', describe: 'The VM runs hypervisors of its own' },
+    space: { type: 'number', describe: 'Bytes that are written to --storage' },
+    storage: { type: 'string', describe: 'Folder on the host for the disks' },
+  },
+  async (options: CheckHostOptions) => {
+    const result = await checkHost(options)
+    for (const refusal of result.refusals) console.error(refusal)
+    if (!result.ready) process.exitCode = 1
+    return result
+  },
+)
