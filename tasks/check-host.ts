@@ -12,20 +12,20 @@ export interface CheckHostOptions {
   memory?: number | undefined
   /**
    * Its disk files as the host names them, to tell a VM that has them already from another one of
-   * its name. Relative ones are in `storage`.
+   * its name. Relative ones start at PowerShell's current location on the host.
    */
   disk?: readonly string[] | undefined
   /** Name of the external switch that is to be there. */
   external?: string | undefined
   /** The network adapter of the external switch, by name or description. */
   adapter?: string | undefined
-  /** Whether the host is to use the external switch too. @default true */
+  /** Whether the host is to use an external switch too. @default true for a new one, else as it is */
   share?: boolean | undefined
   /** Name of the internal switch that is to be there. */
   internal?: string | undefined
   /** The host's address on the internal switch, e.g. `192.168.56.1/24`. */
   hostIp?: string | undefined
-  /** Whether the internal switch is to have NAT. @default false */
+  /** Whether the internal switch is to have NAT. @default as it is */
   nat?: boolean | undefined
   /** MAC addresses that the VM's adapters are to keep, with or without separators. */
   mac?: readonly string[] | undefined
@@ -72,8 +72,8 @@ export interface CheckHostResult {
     id: string
     name: string
     type: 'External' | 'Internal' | 'Private'
-    /** Description of its network adapter. */
-    adapter: string | null
+    /** Description of its network adapter; empty when it has none. */
+    adapter: string
     /** The host uses it too. */
     shared: boolean
   }[]
@@ -102,9 +102,11 @@ export async function checkHost(
   ps = powershell,
 ): Promise<CheckHostResult> {
   throwIfUnusable(options)
-  const { vm, cpus, memory, disk = [], external, adapter, share = true, internal } = options
-  const { nat = false, mac = [], nested = false, space, storage } = options
-  const [hostAddress, length] = options.hostIp === undefined ? [] : cidr(options.hostIp)
+  const { vm, cpus, memory, disk = [], external, adapter, share, internal } = options
+  const { nat, mac = [], nested = false, space, storage } = options
+  const { address, length, network } = options.hostIp === undefined
+    ? {} as Partial<ReturnType<typeof cidr>>
+    : cidr(options.hostIp)
   const macs = mac.map(bareMac)
   const { stdout } = await ps`
     $name = ${vm}
@@ -115,8 +117,9 @@ export async function checkHost(
     $adapter = ${adapter}
     $share = ${share}
     $internal = ${internal}
-    $hostAddress = ${hostAddress}
+    $hostAddress = ${address}
     $length = ${length}
+    $network = ${network}
     $nat = ${nat}
     $macs = ${macs}
     $nested = ${nested}
@@ -126,7 +129,7 @@ export async function checkHost(
     function quoted($text) {
       "'" + [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent($text) + "'"
     }
-    function start($address, $length) {
+    function networkOf($address, $length) {
       $bytes = ([Net.IPAddress]$address).GetAddressBytes()
       $number = [long]$bytes[0] * 16777216 + [long]$bytes[1] * 65536 + [long]$bytes[2] * 256 + $bytes[3]
       $number - $number % [long][Math]::Pow(2, 32 - $length)
@@ -208,9 +211,8 @@ export async function checkHost(
         $path
       })
       $missing = @($disks | Where-Object {
-        $path = $_
-        if (-not [IO.Path]::IsPathRooted($path) -and $folder) { $path = [IO.Path]::Combine($folder, $path) }
-        @($theirs | Where-Object { [IO.Path]::GetFullPath($_).Equals([IO.Path]::GetFullPath($path), 'OrdinalIgnoreCase') }).Count -eq 0
+        $path = $ExecutionContext.SessionState.Path.GetUnresolvedProviderPathFromPSPath($_) # as create-vm does
+        @($theirs | Where-Object { $_.Equals($path, 'OrdinalIgnoreCase') }).Count -eq 0
       })
       if ($missing.Count -gt 0) {
         $refusals += "Cannot make the VM ""$name"": there is one of that name with other disks ($(@($vm.disks) -join ', ')). Choose another name, or run: Get-VM -Id $($vm.id) | Rename-VM -NewName <another name>"
@@ -272,87 +274,97 @@ export async function checkHost(
     if ($null -ne $external -and -not (has Get-NetAdapter)) {
       $refusals += "Cannot make the switch ""$external"": Windows has no NetAdapter module. Run: Get-Module -ListAvailable NetAdapter"
     } elseif ($null -ne $external) {
-      $bindings = @(Get-NetAdapterBinding | Where-Object { $_.ComponentID -in 'vms_pp', 'ms_bridge' -and $_.Enabled })
-      $cards = @(Get-NetAdapter)
-      $own = @(Get-NetAdapter | Where-Object { $_.Name -like 'vEthernet (*' } | ForEach-Object { $_.Name })
-      $adapters = @($cards | Where-Object { $_.Name -notin $own } | ForEach-Object {
+      $cards = @(Get-NetAdapter | Where-Object { $_.ComponentID -ne 'vms_mp' }) # Hyper-V's own
+      $bound = @(Get-NetAdapterBinding | Where-Object { $_.ComponentID -eq 'vms_pp' -and $_.Enabled } | ForEach-Object { [string]$_.InterfaceDescription })
+      $adapters = @($cards | ForEach-Object {
         $card = $_
+        # on Wi-Fi a bridge stands between adapter and switch; it has the adapter's MAC address
+        $same = @($cards | Where-Object { $_.InterfaceIndex -eq $card.InterfaceIndex -or ($card.MacAddress -and $_.MacAddress -eq $card.MacAddress) } | ForEach-Object { [string]$_.InterfaceDescription })
         [ordered]@{
           name = [string]$card.Name
           description = [string]$card.InterfaceDescription
           status = [string]$card.Status
           wifi = [string]$card.PhysicalMediaType -eq 'Native 802.11' -or $card.NdisPhysicalMedium -eq 9
-          bound = @($bindings | Where-Object { $_.InterfaceDescription -eq $card.InterfaceDescription }).Count -gt 0
+          bound = @($same | Where-Object { $_ -in $bound }).Count -gt 0
+          same = $same
         }
       })
       $list = @($adapters | ForEach-Object { '"' + $_.name + '" (' + $_.description + ', ' + $_.status + ')' }) -join ', '
-      $wanted = @($adapters | Where-Object { $null -ne $adapter -and ($_.name.Equals($adapter, 'OrdinalIgnoreCase') -or $_.description.Equals($adapter, 'OrdinalIgnoreCase')) })
+      $wanted = @($adapters | Where-Object { $null -ne $adapter -and $_.name.Equals($adapter, 'OrdinalIgnoreCase') })
+      if ($wanted.Count -eq 0) { $wanted = @($adapters | Where-Object { $null -ne $adapter -and $_.description.Equals($adapter, 'OrdinalIgnoreCase') }) }
       if ($null -ne $adapter -and $wanted.Count -ne 1) {
-        $refusals += "Cannot make the switch ""$external"" on ""$adapter"": $($wanted.Count) network adapters have that name or description, among $list. Run: Get-NetAdapter"
+        $refusals += "Cannot make the switch ""$external"" on ""$adapter"": no network adapter has that name, among $list. Run: Get-NetAdapter"
       }
       if ($null -eq $adapter -and $outer.Count -eq 0 -and $hyperV) {
         $refusals += "Cannot make the switch ""$external"": it needs a network adapter, one of $list. Run again with: --adapter"
       }
-      $bridged = $wanted.Count -eq 1 -and $wanted[0].wifi -and $wanted[0].bound
+      function descriptions($vSwitch) { @($vSwitch.NetAdapterInterfaceDescriptions) + $vSwitch.NetAdapterInterfaceDescription | Where-Object { $_ } }
       if ($outer.Count -eq 1) {
-        $switch = $outer[0]
-        if ([string]$switch.SwitchType -ne 'External') {
-          $refusals += "Cannot use the switch ""$external"" for the network outside: there is one of that name that is $($switch.SwitchType). Choose another name, or run: Get-VMSwitch -Id $($switch.Id) | Rename-VMSwitch -NewName <another name>"
-        } elseif ($wanted.Count -eq 1 -and $switch.NetAdapterInterfaceDescription -ne $wanted[0].description -and -not $bridged) {
-          $refusals += "Cannot use the switch ""$external"" on ""$($wanted[0].name)"": it is on the adapter ""$($switch.NetAdapterInterfaceDescription)"". Choose another name or that adapter, or run: Get-VMSwitch -Id $($switch.Id) | Rename-VMSwitch -NewName <another name>"
+        $vSwitch = $outer[0]
+        if ([string]$vSwitch.SwitchType -ne 'External') {
+          $refusals += "Cannot use the switch ""$external"" for the network outside: there is one of that name that is $($vSwitch.SwitchType). Choose another name, or run: Get-VMSwitch -Id $($vSwitch.Id) | Rename-VMSwitch -NewName <another name>"
+        } elseif ($wanted.Count -eq 1 -and @(descriptions $vSwitch | Where-Object { $_ -in $wanted[0].same }).Count -eq 0) {
+          $refusals += "Cannot use the switch ""$external"" on ""$($wanted[0].name)"": it is on the adapter ""$($vSwitch.NetAdapterInterfaceDescription)"". Choose another name or that adapter, or run: Get-VMSwitch -Id $($vSwitch.Id) | Rename-VMSwitch -NewName <another name>"
         } else {
           $notes += "The switch ""$external"" is there already"
-          if ([bool]$switch.AllowManagementOS -ne $share) { $notes += "Sharing the switch ""$external"" with the host turns $(if ($share) { 'on' } else { 'off' })" }
+          if ($null -ne $share -and [bool]$vSwitch.AllowManagementOS -ne $share) { $notes += "Whether the switch ""$external"" is shared with the host changes" }
         }
       } elseif ($outer.Count -eq 0 -and $wanted.Count -eq 1) {
-        $taker = @($switches | Where-Object { @($_.NetAdapterInterfaceDescriptions) + $_.NetAdapterInterfaceDescription -contains $wanted[0].description })
+        $taker = @($switches | Where-Object { @(descriptions $_ | Where-Object { $_ -in $wanted[0].same }).Count -gt 0 })
         if ($taker.Count -gt 0) {
           $refusals += "Cannot make the switch ""$external"" on ""$($wanted[0].name)"": the switch ""$($taker[0].Name)"" has that adapter, and an adapter serves one switch. Run again with: --external $(quoted $taker[0].Name)"
         } elseif ($wanted[0].bound) {
-          $refusals += "Cannot make the switch ""$external"" on ""$($wanted[0].name)"": the adapter is bound to a switch or a bridge already. Run: Get-NetAdapterBinding -Name $(quoted $wanted[0].name)"
+          $refusals += "Cannot make the switch ""$external"" on ""$($wanted[0].name)"": the adapter is bound to a switch that is not there. Run: Disable-NetAdapterBinding -ComponentID vms_pp -Name $(quoted $wanted[0].name)"
         }
         if ($wanted[0].wifi) { $notes += "The adapter ""$($wanted[0].name)"" is Wi-Fi: access points take frames from one MAC address only, so Hyper-V puts a bridge in between, and some networks refuse the VM a second address" }
         if ($wanted[0].status -ne 'Up') { $notes += "The adapter ""$($wanted[0].name)"" is not connected ($($wanted[0].status))" }
-        if (-not $share) { $notes += "The host loses its connection by ""$($wanted[0].name)"" while the switch ""$external"" is not shared with it" }
+        if ($share -eq $false) { $notes += "The host loses its connection by ""$($wanted[0].name)"" while the switch ""$external"" is not shared with it" }
       }
     }
 
     # the internal switch, its address and NAT
     $vEthernet = $null
     if ($inner.Count -eq 1) {
-      $switch = $inner[0]
-      if ([string]$switch.SwitchType -ne 'Internal') {
-        $refusals += "Cannot use the switch ""$internal"" between host and VM: there is one of that name that is $($switch.SwitchType). Choose another name, or run: Get-VMSwitch -Id $($switch.Id) | Rename-VMSwitch -NewName <another name>"
+      $vSwitch = $inner[0]
+      if ([string]$vSwitch.SwitchType -ne 'Internal') {
+        $refusals += "Cannot use the switch ""$internal"" between host and VM: there is one of that name that is $($vSwitch.SwitchType). Choose another name, or run: Get-VMSwitch -Id $($vSwitch.Id) | Rename-VMSwitch -NewName <another name>"
       } else {
         $notes += "The switch ""$internal"" is there already"
-        $port = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { [string]$_.SwitchId -eq [string]$switch.Id })[0]
-        if ($port -and (has Get-NetAdapter)) { $vEthernet = @(Get-NetAdapter | Where-Object { [string]$_.InterfaceGuid -eq [string]$port.DeviceId })[0] }
+        $port = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { [string]$_.SwitchId -eq [string]$vSwitch.Id } | Sort-Object { $_.Name -ne $vSwitch.Name })[0]
+        if ($port -and (has Get-NetAdapter)) { $vEthernet = @(Get-NetAdapter | Where-Object { [string]$_.DeviceID -eq [string]$port.DeviceId })[0] }
       }
     }
     $addresses = @()
     if ($null -ne $hostAddress -and -not (has Get-NetIPAddress)) {
       $refusals += "Cannot set the host address $hostAddress/$($length): Windows has no NetTCPIP module. Run: Get-Module -ListAvailable NetTCPIP"
     } elseif ($null -ne $hostAddress) {
+      $own = @()
       foreach ($one in @(Get-NetIPAddress -AddressFamily IPv4)) {
         $addresses += [ordered]@{ address = [string]$one.IPAddress; prefixLength = [int]$one.PrefixLength; interface = [string]$one.InterfaceAlias }
         $least = [Math]::Min([int]$one.PrefixLength, [int]$length)
-        if ((start $one.IPAddress $least) -ne (start $hostAddress $least)) { continue }
-        if ($vEthernet -and $one.InterfaceIndex -eq $vEthernet.ifIndex) {
-          if ($one.IPAddress -eq $hostAddress -and $one.PrefixLength -eq $length) { $notes += "The host has the address $hostAddress/$length on ""$internal"" already" }
-          continue
+        if ($vEthernet -and $one.InterfaceIndex -eq $vEthernet.InterfaceIndex) { $own += $one }
+        elseif ((networkOf $one.IPAddress $least) -eq (networkOf $hostAddress $least)) {
+          $refusals += "Cannot give the host $hostAddress/$length on the switch ""$internal"": ""$($one.InterfaceAlias)"" has $($one.IPAddress)/$($one.PrefixLength), and the two networks overlap. Run again with another network: --host-ip"
         }
-        $refusals += "Cannot give the host $hostAddress/$length on the switch ""$internal"": ""$($one.InterfaceAlias)"" has $($one.IPAddress)/$($one.PrefixLength), and the two networks overlap. Run again with another network: --host-ip"
+      }
+      $manual = @($own | Where-Object { [string]$_.PrefixOrigin -eq 'Manual' })
+      if (@($own | Where-Object { $_.IPAddress -eq $hostAddress -and $_.PrefixLength -eq $length }).Count -gt 0) { $notes += "The host has $hostAddress/$length on the switch ""$internal"" already" }
+      elseif ($manual.Count -gt 0) {
+        $refusals += "Cannot give the host $hostAddress/$length on the switch ""$internal"": it has $($manual[0].IPAddress)/$($manual[0].PrefixLength) there. Run: Remove-NetIPAddress -InterfaceIndex $($vEthernet.InterfaceIndex) -IPAddress $($manual[0].IPAddress)"
       }
     }
     $nats = @()
-    if ($nat -and $null -ne $hostAddress -and -not (has Get-NetNat)) {
-      $refusals += "Cannot make a NAT for ""$internal"": Windows has no NetNat module. Run again with: --no-nat"
-    } elseif ($nat -and $null -ne $hostAddress) {
+    $prefix = "$network/$length"
+    if ($null -eq $hostAddress) { $nat = $null }
+    if ($nat -and -not (has Get-NetNat)) {
+      $refusals += "Cannot make a NAT for $($prefix): Windows has no NetNat module, which came with Windows 10 1607. Run again with: --no-nat"
+    } elseif ($null -ne $nat -and (has Get-NetNat)) {
       $nats = @(Get-NetNat | ForEach-Object { [ordered]@{ name = [string]$_.Name; prefix = [string]$_.InternalIPInterfaceAddressPrefix } })
       foreach ($one in $nats) {
-        $range = $one.prefix.Split('/')
-        if ($range.Count -eq 2 -and [int]$range[1] -eq $length -and (start $range[0] $length) -eq (start $hostAddress $length)) { $notes += "The NAT ""$($one.name)"" for $($one.prefix) is there already" }
-        else { $refusals += "Cannot make a NAT for $hostAddress/$($length): the NAT ""$($one.name)"" for $($one.prefix) is there, and a host has one. Run again with an address in its network or with --no-nat, or run: Get-NetNat" }
+        $remove = "Get-NetNat -Name $(quoted $one.name) | Remove-NetNat"
+        if ($nat -and $one.prefix -eq $prefix) { $notes += "The NAT ""$($one.name)"" for $prefix is there already" }
+        elseif ($nat) { $refusals += "Cannot make a NAT for $($prefix): the NAT ""$($one.name)"" for $($one.prefix) is there, and a host has one. Run again with an address in its network or with --no-nat, or if nothing needs it, run: $remove" }
+        elseif ($one.prefix -eq $prefix -and -not $one.name.Equals($internal, 'OrdinalIgnoreCase')) { $refusals += "Cannot remove the NAT for $($prefix): it is ""$($one.name)"", which something else made. Run, if nothing needs it: $remove" }
       }
     }
 
@@ -385,11 +397,11 @@ export async function checkHost(
           id = [string]$_.Id
           name = [string]$_.Name
           type = [string]$_.SwitchType
-          adapter = $(if ($_.NetAdapterInterfaceDescription) { [string]$_.NetAdapterInterfaceDescription } else { $null })
+          adapter = [string]$_.NetAdapterInterfaceDescription
           shared = [bool]$_.AllowManagementOS
         }
       })
-      adapters = $adapters
+      adapters = @($adapters | ForEach-Object { $_.Remove('same'); $_ })
       nats = $nats
       addresses = $addresses
     })`
@@ -421,28 +433,33 @@ function throwIfUnusable(options: CheckHostOptions): void {
   }
 }
 
-/** The address and prefix length of an IPv4 host address that a network of its own can start from. */
-function cidr(text: string): [address: string, length: number] {
-  const match = /^((?:(?:0|[1-9]\d{0,2})(?:\.(?!\/)|(?=\/))){4})\/([1-9]\d?)$/.exec(text)
-  const [, address = '', bits = ''] = match ?? []
+/** The parts of a host address with its prefix length. */
+function cidr(text: string): { address: string; length: number; network: string } {
+  const [, address = '', bits = ''] = /^((?:\d+\.){3}\d+)\/(\d+)$/.exec(text) ?? []
+  const parts = address.split('.').map(Number)
   const length = Number(bits)
-  if (
-    !match || address.split('.').some((part) => Number(part) > 255) || length < 8 || length > 30
-  ) {
+  const written = `${parts.join('.')}/${length}` === text // no leading zeros: some read 010 as 8
+  const [first = 0] = parts
+  const network = parts.every((part) => part <= 255) && first > 0 && first !== 127 && first < 224
+  if (!written || !network || length < 8 || length > 30) {
     throw new TypeError(
-      `Cannot use the host address "${text}": it takes an IPv4 address and a prefix length ` +
-        'from 8 to 30, for example 192.168.56.1/24',
+      `Cannot use the host address ${JSON.stringify(text)}: it takes an IPv4 address for a ` +
+        'network of its own with a prefix length from 8 to 30. ' +
+        'Run again with for example: --host-ip 192.168.56.1/24',
     )
   }
-  const number = address.split('.').reduce((sum, part) => sum * 256 + Number(part), 0)
-  const place = number % 2 ** (32 - length)
-  if (place === 0 || place === 2 ** (32 - length) - 1) {
+  const size = 2 ** (32 - length)
+  const number = parts.reduce((sum, part) => sum * 256 + part)
+  const start = number - number % size
+  const dotted = (n: number) =>
+    [24, 16, 8, 0].map((shift) => Math.floor(n / 2 ** shift) % 256).join('.')
+  if (number === start || number === start + size - 1) {
     throw new TypeError(
-      `Cannot use the host address "${text}": it is the network’s own or broadcast address. ` +
-        'Take one in between, for example 192.168.56.1/24',
+      `Cannot use the host address "${text}": it is the network’s own or its broadcast address. ` +
+        `Run again with for example: --host-ip ${dotted(start + 1)}/${length}`,
     )
   }
-  return [address, length]
+  return { address, length, network: dotted(start) }
 }
 
 function bareMac(text: string): string {
@@ -464,7 +481,7 @@ await command(
     disk: { type: 'string', array: true, describe: 'Its disk files, as the host names them' },
     external: { type: 'string', describe: 'External switch that is to be there' },
     adapter: { type: 'string', describe: 'Network adapter of the external switch' },
-    share: { type: 'boolean', describe: 'The host uses the external switch too', default: true },
+    share: { type: 'boolean', describe: 'The host uses the external switch too' },
     internal: { type: 'string', describe: 'Internal switch that is to be there' },
     hostIp: { type: 'string', describe: 'The host’s address on it, e.g. 192.168.56.1/24' },
     nat: { type: 'boolean', describe: 'The internal switch has NAT' },
