@@ -185,7 +185,7 @@ export type Option = Options & { positional?: true; example?: string }
 export const dryRun: Option = { type: 'boolean', describe: 'Say what would change; change nothing' }
 
 /**
- * The command line of a task, when the file is the program that runs: the result as JSON on standard
+ * The command of a task, when the file is the program that runs: the result as JSON on standard
  * output, words on standard error. Exit code 0 done or already so, 1 failed, 3010 restart Windows and
  * run again (1 where exit codes end at 255).
  */
@@ -195,18 +195,39 @@ export async function command<T>(
   options: Record<string, Option>,
   run: (options: T) => Promise<unknown>,
 ): Promise<void> {
+  const given = await commandLine<T>(meta, description, options)
+  if (given === undefined) return
+  try {
+    const result = await run(given)
+    console.log(JSON.stringify(result))
+    const restart = (result as { restartNeeded?: boolean } | undefined)?.restartNeeded
+    if (restart) process.exitCode = process.platform === 'win32' ? 3010 : 1
+  } catch (error) {
+    console.error(error instanceof Error ? error.message : String(error))
+    process.exitCode = 1
+  }
+}
+
+/**
+ * What the command line of the file says, or undefined when another file is the program that runs.
+ * Ends the process with its help, or with exit code 1 and a sentence when it cannot be understood.
+ */
+export async function commandLine<T>(
+  meta: ImportMeta,
+  description: string,
+  options: Record<string, Option>,
+): Promise<T | undefined> {
   // `npx zx task.ts` imports the task and leaves its name here; node and deno set meta.main
   const main = meta.main || (globalThis as { __filename?: string }).__filename === meta.filename
-  if (!main || meta.filename === undefined) return
+  if (!main || meta.filename === undefined) return undefined
   const self = process.argv.findIndex((arg) => resolve(arg) === meta.filename)
-  const file = relative(process.cwd(), meta.filename)
   const names = Object.keys(options)
-  const positional = names.filter((name) => options[name]?.positional)
   const word = (name: string) => {
     const { array, demandOption, choices } = options[name] ?? {}
     const text = `${choices ? choices.join('|') : name}${array ? '..' : ''}`
     return demandOption ? `<${text}>` : `[${text}]`
   }
+  const positional = names.filter((name) => options[name]?.positional).map(word)
   const example = names.flatMap((name) => {
     const value = options[name]?.example
     if (value === undefined) return []
@@ -214,9 +235,9 @@ export async function command<T>(
   })
   const parser = yargs(process.argv.slice(self + 1))
     .locale('en') // else help and errors change with the user's language, and scripts read them
-    .scriptName(`npx zx ${file}`)
+    .scriptName(`npx zx ${relative(process.cwd(), meta.filename)}`)
     .parserConfiguration({ 'strip-dashed': true, 'duplicate-arguments-array': false })
-    .command(`$0 ${positional.map(word).join(' ')}`.trim(), description, (command) => {
+    .command(['$0', ...positional].join(' '), description, (command) => {
       for (const name of names) {
         const { positional, example: _, ...option } = options[name] as Option
         // without requiresArg `--vm --dry-run` would be a VM named ""
@@ -230,18 +251,10 @@ export async function command<T>(
     })
     .strict()
     .version(false)
-    .showHelpOnFail(false)
+    .showHelpOnFail(false, 'Run with --help to see the options.')
     .wrap(Math.min(100, process.stdout.columns || 100))
-  try {
-    const { _, $0: __, ...given } = await parser.parseAsync()
-    const result = await run(given as T)
-    console.log(JSON.stringify(result))
-    const restart = (result as { restartNeeded?: boolean } | undefined)?.restartNeeded
-    if (restart) process.exitCode = process.platform === 'win32' ? 3010 : 1
-  } catch (error) {
-    console.error(error instanceof Error ? error.message : String(error))
-    process.exitCode = 1
-  }
+  const { _, $0: __, ...given } = await parser.parseAsync()
+  return given as T
 }
 
 interface Answer {
