@@ -136,6 +136,10 @@ export async function checkHost(
     }
     function gigabytes($bytes) { ($bytes / 1GB).ToString('0.#', [cultureinfo]::InvariantCulture) + ' GB' }
     function has($cmdlet) { $null -ne (Get-Command -Name $cmdlet -ErrorAction Ignore) }
+    function fullPath($path) {
+      try { $ExecutionContext.SessionState.Path.GetUnresolvedProviderPathFromPSPath($path) }
+      catch [Management.Automation.DriveNotFoundException] { $path }
+    }
     $refusals = @()
     $notes = @()
 
@@ -159,17 +163,13 @@ export async function checkHost(
     $elevate = 'Run: Start-Process powershell -Verb RunAs, and this again in the window it opens'
 
     $hyperV = has Get-VMHost
+    $off = -not $hyperV
+    $why = 'Windows has no Hyper-V module, so the feature is off'
     $vmHost = $null
     $switches = @()
     $vms = @()
     $nics = @()
-    if (-not $hyperV) {
-      $enable = 'Enable-WindowsOptionalFeature -Online -FeatureName Microsoft-Hyper-V -All -NoRestart'
-      if ($windows -and -not $windows.client) { $enable = 'Install-WindowsFeature -Name Hyper-V -IncludeManagementTools' }
-      $why = 'Windows has no Hyper-V module, so the feature is off'
-      if ($windows -and $windows.edition -like 'Core*') { $why = 'this is Windows Home, which lacks it; it takes Windows Pro' }
-      $refusals += "Cannot use Hyper-V on this host: $why. Run: $enable, then restart Windows"
-    } else {
+    if ($hyperV) {
       try {
         $vmHost = Get-VMHost
         if ($null -ne $name) { $vms = @(Get-VM) }
@@ -179,7 +179,19 @@ export async function checkHost(
         $hyperV = $false
         $id = $_.FullyQualifiedErrorId
         if ($id -like 'AccessDenied,*' -or $_.Exception.HResult -eq -2147024891) { $manager = $false; $elevated = $elevated -eq $true }
-        else { $refusals += "Cannot use Hyper-V on this host: its module answers ""$($_.Exception.Message.Trim())"" ($id). Run: Start-Service vmms" }
+        elseif ((has Get-Service) -and -not (Get-Service -Name vmms -ErrorAction Ignore)) { $off = $true; $why = 'only its commands are installed, and the feature is off' }
+        else { $refusals += "Cannot use Hyper-V on this host: it answers ""$($_.Exception.Message.Trim())"" ($id). Run: Start-Service vmms" }
+      }
+    }
+    if ($off) {
+      $enable = 'Enable-WindowsOptionalFeature -Online -FeatureName Microsoft-Hyper-V -All -NoRestart'
+      if ($windows -and -not $windows.client) { $enable = 'Install-WindowsFeature -Name Hyper-V -IncludeManagementTools' }
+      if ($windows -and $windows.edition -like 'Core*') { $why = 'this is Windows Home, which lacks it; it takes Windows Pro' }
+      $refusals += "Cannot use Hyper-V on this host: $why. Run: $enable, then restart Windows"
+    } elseif ($null -ne $name -and (has Get-CimInstance)) {
+      # null where Windows does not say; people turn the hypervisor off for VirtualBox's sake
+      if ((Get-CimInstance -ClassName Win32_ComputerSystem -Property HypervisorPresent).HypervisorPresent -eq $false) {
+        $refusals += 'Cannot start a VM on this host: the hypervisor does not run. Turn virtualization on in the firmware, run: bcdedit /set hypervisorlaunchtype auto, then restart Windows'
       }
     }
     # Get-VM without rights may fail or find nothing, so ask for the rights too
@@ -204,16 +216,13 @@ export async function checkHost(
         generation = [int]$found[0].Generation
         disks = @(Get-VMHardDiskDrive -VM $found[0] | ForEach-Object { [string]$_.Path })
       }
-      # under a checkpoint the VM writes to a child of the file it was given
+      # as create-vm compares them; under a checkpoint the VM writes to a child of its disk
       $theirs = @($vm.disks | ForEach-Object {
         $path = $_
-        for ($depth = 0; $depth -lt 64 -and [IO.Path]::GetExtension($path) -like '.avhd*'; $depth++) { $path = (Get-VHD -Path $path).ParentPath }
-        $path
+        while ([IO.Path]::GetExtension($path) -like '.avhd*' -and ($parent = (Get-VHD -Path $path).ParentPath)) { $path = $parent }
+        fullPath $path
       })
-      $missing = @($disks | Where-Object {
-        $path = $ExecutionContext.SessionState.Path.GetUnresolvedProviderPathFromPSPath($_) # as create-vm does
-        @($theirs | Where-Object { $_.Equals($path, 'OrdinalIgnoreCase') }).Count -eq 0
-      })
+      $missing = @($disks | ForEach-Object { fullPath $_ } | Where-Object { $_ -notin $theirs })
       if ($missing.Count -gt 0) {
         $refusals += "Cannot make the VM ""$name"": there is one of that name with other disks ($(@($vm.disks) -join ', ')). Choose another name, or run: Get-VM -Id $($vm.id) | Rename-VM -NewName <another name>"
       } elseif ($vm.state -eq 'Saved') {
