@@ -1,0 +1,427 @@
+#!/usr/bin/env zx
+/** Move a VirtualBox VM to this machine's Hyper-V, or into a folder to carry to a Hyper-V host. */
+import { confirm, select } from '@inquirer/prompts'
+import fs from 'fs-extra'
+import { Listr } from 'listr2'
+import { join, resolve } from 'node:path'
+import process from 'node:process'
+import { checkHost, type CheckHostResult } from '../tasks/check-host.ts'
+import { inspectDisk } from '../tasks/convert-disk.ts'
+import { parseMemory } from '../tasks/create-vm.ts'
+import { inspectVm, listVms } from '../tasks/inspect-vm.ts'
+import type { StartVmResult } from '../tasks/start-vm.ts'
+import { commandLine, dryRun, type Option } from '../tasks/task.ts'
+import { beginBundle, BUNDLE, bundleState, finishBundle, removeBundle } from './run/bundle.ts'
+import { freeSpace, type Host, localHost } from './run/host.ts'
+import { beginJournal, readJournals, record, stateFolder } from './run/journal.ts'
+import { makePlan, type Plan, size, type Step, type Target, type Wishes } from './run/plan.ts'
+import { describeProgress, jsonScreen, measure, type Screen, textScreen } from './run/screen.ts'
+import { perform, type Progress, type StepResult } from './run/steps.ts'
+
+export interface MigrateOptions extends Omit<Wishes, 'memory'> {
+  /** A VirtualBox VM by name, a `.vbox`, `.ova` or `.ovf`, or disk images. @default asks, or the demo VM */
+  source?: string[] | undefined
+  /** `local`, or `bundle:DIR`. @default local where PowerShell has Hyper-V, else `bundle:out/NAME` */
+  to?: string | undefined
+  /** Bytes, or a text such as `4GB`. */
+  memory?: number | string | undefined
+  /** The folder for journals. @default the user's data folder */
+  state?: string | undefined
+  /** @default false */
+  dryRun?: boolean | undefined
+}
+
+export interface MigrateTools {
+  screen: Screen
+  /** Whether the run draws its list in the terminal itself. @default false */
+  live?: boolean
+  /** Asks before the first change. @default goes on */
+  agree?: (plan: Plan) => Promise<boolean>
+  /** Picks one of several VMs. @default refuses, naming them */
+  pick?: (names: string[]) => Promise<string>
+  /** Stops at the next safe point. */
+  signal?: AbortSignal | undefined
+  /** @default this machine's PowerShell */
+  host?: (() => Host) | undefined
+}
+
+export type Outcome = 'done' | 'same' | 'dry-run' | 'declined'
+
+/**
+ * Checks, plans, does and verifies. Every refusal comes before the first change, all of them at once.
+ * Each step is in the journal when it is done; a run that stopped goes on when it is asked for again.
+ */
+export async function migrate(options: MigrateOptions, tools: MigrateTools): Promise<Outcome> {
+  const { screen, signal } = tools
+  const { source, to } = await chooseSource(options, tools)
+  const vm = await inspectVm({ source })
+  const disks = []
+  for (const { path, member } of vm.disks) {
+    const [disk] = await inspectDisk({ from: path, ...(member !== undefined && { disk: member }) })
+    const { mtime } = await fs.stat(path)
+    if (disk) disks.push({ ...disk, modified: mtime.toISOString() })
+  }
+  const { memory, ...wishes } = options
+  const host = to?.startsWith('bundle:') ? undefined : (tools.host ?? localHost)()
+  try {
+    const target = await chooseTarget(to, vm.name, options, host, screen)
+    const { plan, refusals } = makePlan(
+      vm,
+      disks,
+      { ...wishes, ...(memory !== undefined && { memory: parseMemory(memory) }) },
+      target,
+    )
+    const state = options.state ?? stateFolder
+    if (target.kind === 'bundle') refusals.push(...await checkBundle(plan, target.dir))
+    else refusals.push(...await checkLocal(plan, host as Host, state))
+    screen({ event: 'plan', plan, refusals })
+    if (refusals.length > 0) throw new Error(refusals.join('\n'))
+    if (options.dryRun) return await rehearse(plan, host, screen)
+    if (tools.agree && !await tools.agree(plan)) return 'declined'
+    return await run(plan, host, { ...tools, signal, state })
+  } finally {
+    await host?.close()
+  }
+}
+
+/** What a run was stopped by, and how to go on. */
+export class Stopped extends Error {
+  override name = 'Stopped'
+}
+
+async function chooseSource(
+  { source, to }: MigrateOptions,
+  { screen, pick }: MigrateTools,
+): Promise<{ source: string[]; to: string | undefined }> {
+  if (source !== undefined && source.length > 0) return { source, to }
+  const names = await listVms()
+  if (names === null) {
+    const demo = join(import.meta.dirname, '..', 'fixtures', 'demo', 'demo-bios.ova')
+    screen({
+      event: 'note',
+      text: 'There is no VirtualBox on this machine: this is the demo VM.\n',
+    })
+    return { source: [demo], to: to ?? 'bundle:out/demo' }
+  }
+  if (names.length > 0 && pick) return { source: [await pick(names)], to }
+  const which = names.length ? `VirtualBox has ${names.join(', ')}` : 'VirtualBox has no VM'
+  throw new Error(
+    `Cannot tell what to move: no source is named, and ${which}. Run: npx zx recipes/migrate.ts <name or file>`,
+  )
+}
+
+async function chooseTarget(
+  to: string | undefined,
+  name: string,
+  { storage }: MigrateOptions,
+  host: Host | undefined,
+  screen: Screen,
+): Promise<Target> {
+  if (host === undefined) {
+    const dir = to?.slice('bundle:'.length)
+    if (!dir) {
+      throw new Error('Cannot write a bundle: no folder is named. Example: --to bundle:out/demo')
+    }
+    return { kind: 'bundle', dir }
+  }
+  if (to !== undefined && to !== 'local') {
+    throw new Error(`Cannot move to "${to}": a target is local or bundle:DIR`)
+  }
+  const found = await checkHost(storage === undefined ? {} : { storage }, host.ps).catch(
+    (error) => {
+      if (to === 'local') throw error
+      return undefined
+    },
+  )
+  const folder = storage ?? found?.host.diskFolder
+  if (found?.hyperV && folder) return { kind: 'local', folder, host: found }
+  if (to === 'local') throw new Error(found?.refusals.join('\n'))
+  const dir = join('out', name.replace(/[^\p{L}\p{N}._-]+/gu, '-').replace(/^[-.]+/, '') || 'vm')
+  screen({
+    event: 'note',
+    text: `There is no PowerShell with Hyper-V here: this makes a bundle.\n`,
+  })
+  return { kind: 'bundle', dir }
+}
+
+async function checkBundle(plan: Plan, dir: string): Promise<string[]> {
+  const found = await bundleState(dir, plan)
+  if (found === 'other') {
+    return [
+      `Cannot write the bundle to "${dir}": the folder holds something else. ` +
+      'Name another by --to bundle:DIR, or remove it',
+    ]
+  }
+  if (found === 'finished') {
+    for (const step of plan.steps) if (step.where === 'here') step.already = 'the bundle has it'
+    return []
+  }
+  const needed = plan.source.disks.reduce((sum, disk) => sum + disk.allocatedSize, 0)
+  const free = await freeSpace(resolve(dir))
+  if (free >= needed) return []
+  return [
+    `Cannot write the bundle to "${dir}": it needs ${size(needed)}, and ${size(free)} are free. ` +
+    'Name a folder on another volume by --to bundle:DIR',
+  ]
+}
+
+/** Asks the host for all that is in the way, and marks the conversions that it has no need of. */
+async function checkLocal(plan: Plan, { ps, here }: Host, state: string): Promise<string[]> {
+  const [check] = plan.steps
+  if (check?.task !== 'check-host') {
+    throw new Error('Cannot check the host: the plan does not begin so')
+  }
+  const found = await checkHost(check.options, ps) as CheckHostResult
+  plan.notes.push(...found.notes)
+  const refusals = [...found.refusals]
+  const before = (await readJournals(state)).findLast(({ plan: { key } }) => key === plan.key)
+  for (const step of plan.steps) {
+    if (step.task !== 'convert-disk') continue
+    if (found.vm && found.refusals.length === 0) {
+      step.already = 'the VM has it'
+      continue
+    }
+    const stat = await fs.stat(await here(step.options.to)).catch(() => undefined)
+    if (stat === undefined) continue
+    const done = before?.done.find((done) => done.step === step.id)
+    if (before?.outcome !== 'done' && done?.result.fileSize === stat.size) {
+      step.already = 'an earlier run converted it'
+    } else if (!found.vm) {
+      refusals.push(
+        `Cannot write "${step.options.to}": a file of that name is there, and it is not of this plan. ` +
+          'Remove it, or choose another --name or --storage',
+      )
+    }
+  }
+  return refusals
+}
+
+/** Asks every step what it would change, and changes nothing. */
+async function rehearse(plan: Plan, host: Host | undefined, screen: Screen): Promise<Outcome> {
+  const changes = new Set<string>()
+  for (const step of plan.steps) {
+    const { id, title, needs, where } = step
+    const say = (state: 'same' | 'would' | 'unknown') => {
+      if (state !== 'same') changes.add(id)
+      screen({ event: 'step', step: id, title, state })
+    }
+    if (where === 'here') say(step.already ? 'same' : 'would')
+    else if (host === undefined || step.task === 'check-host') continue
+    else if (needs.some((need) => changes.has(need))) say('unknown')
+    else say((await perform(step, { ps: host.ps }, true)).changed ? 'would' : 'same')
+  }
+  const next = changes.size ? 'Nothing was changed: this was a dry run.' : NOTHING_TO_DO
+  screen({ event: 'end', outcome: 'dry-run', next: [next] })
+  return 'dry-run'
+}
+
+async function run(
+  plan: Plan,
+  host: Host | undefined,
+  { screen, live = false, signal, state }: MigrateTools & { state: string },
+): Promise<Outcome> {
+  const dir = plan.target.kind === 'bundle' ? resolve(plan.target.dir) : undefined
+  const journal = await beginJournal(state, plan)
+  const results = new Map<string, StepResult>()
+  const work = async (step: Step, onProgress: (progress: Progress) => void) => {
+    if (step.already) return { changed: false }
+    let call: Step = step
+    if (step.task === 'convert-disk') {
+      const to = dir ? join(dir, step.options.to) : await (host as Host).here(step.options.to)
+      // a bundle's folder is known to be this plan's own by now
+      call = { ...step, options: { ...step.options, to, force: dir !== undefined } }
+    }
+    await record(journal.file, { entry: 'started', step: step.id })
+    const result = await perform(call, { ps: (host as Host)?.ps, signal, onProgress })
+    await record(journal.file, { entry: 'done', step: step.id, result })
+    return result
+  }
+  const steps = plan.steps.filter(({ where }) => where === 'here' || host)
+  const list = new Listr<object, 'default' | 'silent'>(
+    steps.map((step) => ({
+      title: step.title,
+      task: async (_, task) => {
+        signal?.throwIfAborted()
+        const { id, title } = step
+        const say = (state: 'started' | 'done' | 'same' | 'failed', text?: string) =>
+          screen({ event: 'step', step: id, title, state, ...(text && { text }) })
+        const rate = measure()
+        let shown = 0
+        say('started')
+        const result = await work(step, (progress) => {
+          if (Date.now() - shown < 250 && progress.done < progress.total) return
+          shown = Date.now()
+          const measured = rate(progress)
+          task.output = describeProgress(measured)
+          screen({ event: 'progress', step: id, ...measured })
+        }).catch((error) => {
+          say('failed', signal?.aborted ? 'stopped' : undefined)
+          throw error
+        })
+        results.set(id, result)
+        if (result.changed || step.task === 'check-host') return say('done')
+        say('same')
+        if (live) task.skip(`${title} (${step.already ?? 'already so'})`)
+      },
+    })),
+    {
+      renderer: live ? 'default' : 'silent',
+      registerSignalListeners: false,
+      rendererOptions: { collapseSkips: false, collapseErrors: false, showErrorMessage: false },
+    },
+  )
+  try {
+    const unfinished = dir && steps.some(({ already }) => !already) ? dir : undefined
+    if (unfinished) await beginBundle(unfinished, plan)
+    await list.run()
+    if (unfinished) await finishBundle(unfinished, plan)
+    if (host) await verify(plan, host)
+  } catch (error) {
+    if (dir && ![...results.values()].some(({ changed }) => changed)) await removeBundle(dir)
+    await record(journal.file, { entry: 'end', outcome: signal?.aborted ? 'stopped' : 'failed' })
+    const again =
+      'Run the same command again to go on, or take it back: npx zx recipes/undo.ts last'
+    if (signal?.aborted) throw new Stopped(`Stopped. ${again}`)
+    throw new Error(`${(error as Error).message}\n${again}`, { cause: error })
+  }
+  await record(journal.file, { entry: 'end', outcome: 'done' })
+  const same = ![...results.values()].some(({ changed }) => changed)
+  screen({ event: 'end', outcome: same ? 'same' : 'done', next: nextSteps(plan, results, same) })
+  return same ? 'same' : 'done'
+}
+
+/** Asks every step once more: whatever would still change something is not as planned. */
+async function verify(plan: Plan, { ps }: Host): Promise<void> {
+  for (const step of plan.steps) {
+    if (step.where !== 'host' || step.task === 'check-host') continue
+    if (!(await perform(step, { ps }, true)).changed) continue
+    throw new Error(
+      `Cannot confirm the step "${step.title}": asked again, the host is not as it was left`,
+    )
+  }
+}
+
+function nextSteps(plan: Plan, results: Map<string, StepResult>, same: boolean): string[] {
+  const { name, target } = plan
+  if (target.kind === 'bundle') {
+    return [
+      same
+        ? `Nothing to do: the bundle "${target.dir}" is there and whole.`
+        : `The bundle is "${target.dir}".`,
+      'Copy the folder to the Hyper-V host, to where the disks are to stay, and run there, elevated:',
+      `  powershell -ExecutionPolicy Bypass -File ${BUNDLE.deploy} -DryRun`,
+      `  powershell -ExecutionPolicy Bypass -File ${BUNDLE.deploy}`,
+    ]
+  }
+  const started = results.get('start-vm') as StartVmResult & StepResult | undefined
+  const addresses =
+    started?.adapters.flatMap((adapter) =>
+      adapter.addresses.map((address) => `${address} on ${adapter.name}`)
+    ) ?? []
+  const internal = plan.steps.find(({ task }) => task === 'set-static-ip')
+  return [
+    same ? NOTHING_TO_DO : `"${name}" is on Hyper-V.`,
+    ...(started?.heartbeat === 'none'
+      ? [
+        'It runs, but the guest gave no heartbeat. Look at its screen: it may not have booted, or lacks the ' +
+        'integration services (Linux: hyperv-daemons).',
+      ]
+      : []),
+    ...(addresses.length ? [`Its addresses: ${addresses.join(', ')}`] : []),
+    ...(internal?.task === 'set-static-ip' ? guestAddress(plan, addresses, internal.options) : []),
+    `Open its window: vmconnect localhost "${name}"`,
+    ...(same ? [] : ['Take it all back: npx zx recipes/undo.ts last']),
+  ]
+}
+
+/** The guest's own address is the guest's to set: what to type there. */
+function guestAddress(
+  { guestIp }: Plan,
+  addresses: string[],
+  { hostIp }: { hostIp: string },
+): string[] {
+  if (guestIp === undefined || addresses.some((text) => text.startsWith(`${guestIp} `))) return []
+  const [gateway, prefix] = hostIp.split('/') as [string, string]
+  return [
+    `The guest does not have ${guestIp} yet. Set it in the guest. Windows, on the adapter of that network:`,
+    `  New-NetIPAddress -InterfaceAlias NAME -IPAddress ${guestIp} -PrefixLength ${prefix}`,
+    `Linux: nmcli connection modify NAME ipv4.method manual ipv4.addresses ${guestIp}/${prefix}` +
+    ` (host: ${gateway})`,
+  ]
+}
+
+const NOTHING_TO_DO = 'Nothing to do: everything is already so.'
+
+const options: Record<string, Option> = {
+  source: {
+    type: 'string',
+    array: true,
+    positional: true,
+    describe: 'A VirtualBox VM by name, a .vbox, .ova or .ovf, or disk images',
+    example: 'Win10',
+  },
+  to: { type: 'string', describe: 'local, or bundle:DIR: a folder to carry to a Hyper-V host' },
+  name: { type: 'string', describe: 'The VM’s name on Hyper-V' },
+  cpus: { type: 'number', describe: 'Virtual processors' },
+  memory: { type: 'string', describe: 'Such as 4GB' },
+  generation: { choices: ['auto', 1, 2], default: 'auto', describe: '1 boots by BIOS, 2 by UEFI' },
+  format: { choices: ['vhdx', 'vhd'], default: 'vhdx', describe: 'Of the disks' },
+  storage: { type: 'string', describe: 'The host’s folder for the disks' },
+  external: { type: 'string', describe: 'External switch to attach to', example: '桥接' },
+  adapter: { type: 'string', describe: 'Network adapter of the external switch', example: 'Wi-Fi' },
+  share: { type: 'boolean', describe: 'Whether the host goes on using that adapter' },
+  internal: { type: 'string', describe: 'Internal switch to attach to', example: 'Static-NAT' },
+  hostIp: {
+    type: 'string',
+    describe: 'The host’s address there, with prefix length',
+    example: '192.168.56.1/24',
+  },
+  nat: { type: 'boolean', describe: 'Whether that network reaches out by NAT' },
+  guestIp: { type: 'string', describe: 'The address that the guest is to have there' },
+  nested: { type: 'boolean', describe: 'Let the VM run hypervisors (WSL 2, Docker)' },
+  start: { type: 'boolean', default: true, describe: 'Start the VM in the end' },
+  config: {
+    type: 'string',
+    config: true,
+    configParser: (path) => fs.readJsonSync(path),
+    describe: 'A JSON file with any of these options',
+  },
+  state: { type: 'string', describe: 'Folder for the journals of runs' },
+  dryRun,
+  yes: { type: 'boolean', alias: 'y', describe: 'Do not ask' },
+  json: { type: 'boolean', describe: 'One JSON object a line, for programs' },
+}
+
+const given = await commandLine<MigrateOptions & { yes?: boolean; json?: boolean }>(
+  import.meta,
+  'Move a VirtualBox VM to Hyper-V',
+  options,
+)
+if (given) {
+  const { yes, json, ...options } = given
+  const person = Boolean(process.stdin.isTTY && process.stdout.isTTY && !json)
+  const live = Boolean(process.stdout.isTTY && !json)
+  const screen = json ? jsonScreen : textScreen({ live })
+  const stop = new AbortController()
+  // the second Ctrl-C is no longer asked for
+  process.once('SIGINT', () => stop.abort())
+  process.once('SIGTERM', () => stop.abort())
+  try {
+    await migrate(options, {
+      screen,
+      live,
+      signal: stop.signal,
+      ...(person && !yes && { agree: () => confirm({ message: 'Go ahead?' }) }),
+      ...(person && {
+        pick: (names) =>
+          select({ message: 'Which VM?', choices: names.map((name) => ({ name, value: name })) }),
+      }),
+    })
+  } catch (error) {
+    const message = error instanceof Error ? error.message : String(error)
+    const outcome = error instanceof Stopped ? 'stopped' : 'failed'
+    screen({ event: 'error', message })
+    if (json) screen({ event: 'end', outcome, next: [] })
+    process.exitCode = outcome === 'stopped' ? 130 : 1
+  }
+}

@@ -1,0 +1,108 @@
+/**
+ * What a run has done, on disk after every step: a file of JSON lines that is only ever appended to,
+ * so that a run which was killed leaves all but its last step behind for undo and for the next run.
+ */
+import envPaths from 'env-paths'
+import fs from 'fs-extra'
+import { join } from 'node:path'
+import type { Plan, StepResult } from './plan.ts'
+
+/** One line of a journal. Times are ISO 8601, UTC. */
+export type JournalEntry =
+  | { entry: 'plan'; time: string; plan: Plan }
+  | { entry: 'started' | 'undone'; time: string; step: string }
+  | { entry: 'done'; time: string; step: string; result: StepResult }
+  | { entry: 'end'; time: string; outcome: 'done' | 'failed' | 'stopped' | 'undone' }
+
+export interface Journal {
+  /** The run's name: its time and its VM's. */
+  run: string
+  file: string
+  plan: Plan
+  /** The steps that were done and not undone, oldest first. */
+  done: { step: string; result: StepResult }[]
+  /** Steps that were begun and of which nothing more is known. */
+  unfinished: string[]
+  outcome: 'done' | 'failed' | 'stopped' | 'undone' | undefined
+}
+
+/** Where journals live unless `--state` says otherwise: the user's data folder for the kit. */
+export const stateFolder = envPaths('vbox-to-hyperv', { suffix: '' }).data
+
+/** Appends an entry and returns when it is on the disk. */
+export async function record(file: string, entry: Untimed<JournalEntry>): Promise<void> {
+  const { entry: kind, ...rest } = entry
+  const line = JSON.stringify({ entry: kind, time: new Date().toISOString(), ...rest })
+  const handle = await fs.open(file, 'a')
+  try {
+    await fs.write(handle, `\n${line}\n`) // its own line, whatever was cut short before
+    await fs.fsync(handle)
+  } finally {
+    await fs.close(handle)
+  }
+}
+
+/** Begins the journal of a run, or goes on with that of an earlier run of the same plan that did not end well. */
+export async function beginJournal(state: string, plan: Plan): Promise<Journal> {
+  const last = (await readJournals(state)).findLast((journal) => journal.plan.key === plan.key)
+  if (last && last.outcome !== 'done' && last.outcome !== 'undone') {
+    await record(last.file, { entry: 'plan', plan })
+    return { ...last, plan }
+  }
+  const time = new Date().toISOString().replace(/[-:]|\.\d+/g, '')
+  const folder = join(state, 'runs')
+  await fs.ensureDir(folder)
+  let run = `${time}-${plan.slug}`
+  for (let n = 2; await fs.pathExists(join(folder, `${run}.jsonl`)); n++) {
+    run = `${time}-${plan.slug}-${n}`
+  }
+  const file = join(folder, `${run}.jsonl`)
+  await record(file, { entry: 'plan', plan })
+  return { run, file, plan, done: [], unfinished: [], outcome: undefined }
+}
+
+/** All journals of a state folder, oldest first. */
+export async function readJournals(state: string): Promise<Journal[]> {
+  const folder = join(state, 'runs')
+  const names = await fs.pathExists(folder) ? await fs.readdir(folder) : []
+  const journals = await Promise.all(
+    names.filter((name) => name.endsWith('.jsonl')).sort()
+      .map((name) => readJournal(join(folder, name))),
+  )
+  return journals.filter((journal) => journal !== undefined)
+}
+
+async function readJournal(file: string): Promise<Journal | undefined> {
+  const entries = (await fs.readFile(file, 'utf8')).split('\n').flatMap((line, index, lines) => {
+    if (!line) return []
+    try {
+      return [JSON.parse(line) as JournalEntry]
+    } catch {
+      // a whole entry is followed by an empty line; what a killed run was writing is not
+      if (lines[index + 1] !== '') return []
+      throw new Error(`Cannot read the journal "${file}": line ${index + 1} is damaged`)
+    }
+  })
+  let journal: Journal | undefined
+  for (const entry of entries) {
+    if (entry.entry === 'plan') {
+      const { plan } = entry
+      if (journal) Object.assign(journal, { plan, outcome: undefined })
+      else {
+        const run = file.replace(/^.*[\\/]|\.jsonl$/g, '')
+        journal = { run, file, plan, done: [], unfinished: [], outcome: undefined }
+      }
+    } else if (journal === undefined) {
+      throw new Error(`Cannot read the journal "${file}": it does not begin with a plan`)
+    } else if (entry.entry === 'started') journal.unfinished.push(entry.step)
+    else if (entry.entry === 'end') journal.outcome = entry.outcome
+    else {
+      journal.unfinished = journal.unfinished.filter((step) => step !== entry.step)
+      if (entry.entry === 'done') journal.done.push({ step: entry.step, result: entry.result })
+      else journal.done = journal.done.filter(({ step }) => step !== entry.step)
+    }
+  }
+  return journal
+}
+
+type Untimed<T> = T extends unknown ? Omit<T, 'time'> : never

@@ -1,0 +1,545 @@
+/** The plan of a migration: what it will do, as data, made before anything changes. */
+import filenamify from 'filenamify'
+import { createHash } from 'node:crypto'
+import { basename } from 'node:path'
+import type { CheckHostResult } from '../../tasks/check-host.ts'
+import type { DiskDescription } from '../../tasks/convert-disk.ts'
+import type { VmDescription } from '../../tasks/inspect-vm.ts'
+import { joinHost } from './host.ts'
+import type { Call, StepResult } from './steps.ts'
+
+export type { StepResult }
+
+/** What a person asked for beside the source. Whatever is left out comes from the source. */
+export interface Wishes {
+  /** The VM's name on Hyper-V. */
+  name?: string | undefined
+  cpus?: number | undefined
+  /** Bytes. */
+  memory?: number | undefined
+  generation?: 'auto' | 1 | 2 | undefined
+  format?: 'vhdx' | 'vhd' | undefined
+  /** The host's folder for the disks. @default the host's own for virtual hard disks; a bundle's `disks` */
+  storage?: string | undefined
+  /** The external switch, made on `adapter` when it is not there. */
+  external?: string | undefined
+  adapter?: string | undefined
+  /** Whether the host goes on using the adapter of the external switch. @default true */
+  share?: boolean | undefined
+  internal?: string | undefined
+  /** The host's address on the internal switch, as address/prefix length. */
+  hostIp?: string | undefined
+  nat?: boolean | undefined
+  /** The address the guest is to have on the internal switch. */
+  guestIp?: string | undefined
+  nested?: boolean | undefined
+  start?: boolean | undefined
+}
+
+/** Where the VM goes: this machine's Hyper-V, or a folder to carry to a Hyper-V host. */
+export type Target =
+  | { kind: 'local'; /** The host's folder for the disks. */ folder: string; host: CheckHostResult }
+  | { kind: 'bundle'; dir: string }
+
+/** A step of a plan. `call` is what it does, the rest is for people and for the order. */
+export type Step = Call & {
+  id: string
+  /** What it does, as a command. */
+  title: string
+  /** How it is taken back; empty for a step that changes nothing. */
+  undo: string
+  /** Steps that make what this one works on: in a dry run it cannot be asked before they are done. */
+  needs: string[]
+  /** Where it runs: `here` writes files, `host` runs a script on the Hyper-V host. */
+  where: 'here' | 'host'
+  /** Why there is nothing to do. */
+  already?: string
+}
+
+export interface Plan {
+  version: 1
+  /** Equal for two plans that would make the same thing in the same place. */
+  key: string
+  /** The VM's name, fit for a file name. */
+  slug: string
+  name: string
+  source: {
+    kind: VmDescription['kind']
+    name: string
+    /** As the source calls it, e.g. `Windows10_64`. */
+    osType: string
+    cpus: number
+    /** Bytes. */
+    memory: number
+    firmware: VmDescription['firmware']
+    disks: {
+      path: string
+      member?: string
+      format: string
+      /** Bytes, as is `allocatedSize`. */
+      virtualSize: number
+      allocatedSize: number
+      /** When the file was last written, ISO 8601: what was made of an older state is another plan's. */
+      modified: string
+    }[]
+    nics: { mac: string; attachment: string }[]
+  }
+  target: { kind: 'local' } | { kind: 'bundle'; dir: string }
+  vm: { generation: 1 | 2; why: string; cpus: number; memory: number }
+  /** The address that the guest is to have, which is the guest's to set. */
+  guestIp?: string
+  steps: Step[]
+  /** What is worth knowing and no obstacle. */
+  notes: string[]
+}
+
+/** What `inspectDisk` says of each disk of the VM, in the VM's order, and when its file was last written. */
+export type Disks = (DiskDescription & { modified: string })[]
+
+/**
+ * Makes the plan, and says all that forbids it. A plan with refusals is for showing, not for running.
+ */
+export function makePlan(
+  vm: VmDescription,
+  disks: Disks,
+  wishes: Wishes,
+  target: Target,
+): { plan: Plan; refusals: string[] } {
+  const refusals: string[] = []
+  const notes = [...vm.warnings]
+  const name = wishes.name ?? vm.name
+  const slug = fileName(name)
+  const cpus = wishes.cpus ?? vm.cpus
+  // Hyper-V takes whole multiples of 2 MB (assumption: New-VM refuses others)
+  const memory = Math.max(32 * MB, Math.ceil((wishes.memory ?? vm.memory) / (2 * MB)) * 2 * MB)
+  const { generation, why, refusal } = chooseGeneration(vm, disks, wishes)
+  if (refusal) refusals.push(refusal)
+  const format = wishes.format ?? 'vhdx'
+  if (format === 'vhd' && generation === 2) {
+    refusals.push(
+      'Cannot use VHD for a VM of generation 2: Hyper-V boots it from VHDX only. Run again without --format vhd',
+    )
+  }
+  refusals.push(...refuseSource(vm, disks), ...refuseWishes(wishes))
+
+  const local = target.kind === 'local'
+  const steps: Step[] = []
+  const add = (step: Step) => {
+    steps.push(step)
+    return step.id
+  }
+  const files = disks.map((_, index) => `${slug}${index ? `-${index + 1}` : ''}.${format}`)
+  const folder = local ? target.folder : 'disks'
+  const converted = files.map((file) => joinHost(folder, file))
+  const places = !local && wishes.storage
+    ? files.map((file) => joinHost(wishes.storage as string, file))
+    : converted
+  const adapters = chooseAdapters(vm, wishes, target)
+  notes.push(...adapters.notes, ...guestNotes(vm, generation))
+
+  add({
+    id: 'check-host',
+    task: 'check-host',
+    where: 'host',
+    needs: [],
+    title: 'Check the host: rights, names, switches, space',
+    undo: '',
+    options: {
+      vm: name,
+      cpus,
+      memory,
+      disk: places,
+      mac: adapters.wanted.flatMap(({ mac }) => mac ?? []),
+      ...pick(wishes, 'external', 'adapter', 'share', 'internal', 'hostIp', 'nat', 'nested'),
+      ...(local && { storage: folder, space: spaceFor(disks) }),
+    },
+  })
+  const made = disks.map((disk, index) => {
+    const { path, member } = vm.disks[index] as VmDescription['disks'][number]
+    const id = add({
+      id: `convert-disk-${index + 1}`,
+      task: 'convert-disk',
+      where: 'here',
+      needs: [],
+      title: `Convert "${member ?? basename(path)}" (${disk.format.toUpperCase()}, ${
+        size(disk.virtualSize)
+      }) to "${converted[index]}"`,
+      undo: 'remove the file',
+      options: {
+        from: path,
+        to: converted[index] as string,
+        format,
+        ...(member !== undefined && { disk: member }),
+      },
+    })
+    if (places[index] === converted[index]) return id
+    return add({
+      id: `place-disk-${index + 1}`,
+      task: 'place-disk',
+      where: 'host',
+      needs: [],
+      title: `Copy the disk to "${places[index]}"`,
+      undo: 'remove the copy',
+      options: { from: converted[index] as string, to: places[index] as string },
+    })
+  })
+  const switches: string[] = []
+  if (wishes.external !== undefined) {
+    const { share = true } = wishes
+    switches.push(add({
+      id: 'create-external-switch',
+      task: 'create-switch',
+      where: 'host',
+      needs: [],
+      title: `Make the external switch "${wishes.external}"${
+        wishes.adapter === undefined ? '' : ` on "${wishes.adapter}"`
+      }, ${share ? '' : 'not '}shared with the host`,
+      undo: 'remove the switch if this made it, else share as before',
+      options: {
+        switch: wishes.external,
+        type: 'external',
+        ...pick(wishes, 'adapter', 'share'),
+      },
+    }))
+  }
+  if (wishes.internal !== undefined) {
+    const made = add({
+      id: 'create-internal-switch',
+      task: 'create-switch',
+      where: 'host',
+      needs: [],
+      title: `Make the internal switch "${wishes.internal}"`,
+      undo: 'remove the switch if this made it',
+      options: { switch: wishes.internal, type: 'internal' },
+    })
+    switches.push(made)
+    if (wishes.hostIp !== undefined) {
+      add({
+        id: 'set-static-ip',
+        task: 'set-static-ip',
+        where: 'host',
+        needs: [made],
+        title: `Give the host ${wishes.hostIp} on "${wishes.internal}"${
+          wishes.nat ? ', with NAT' : ''
+        }`,
+        undo: 'remove the NAT and the address',
+        options: { switch: wishes.internal, hostIp: wishes.hostIp, ...pick(wishes, 'nat') },
+      })
+    }
+  }
+  const vmMade = add({
+    id: 'create-vm',
+    task: 'create-vm',
+    where: 'host',
+    needs: made,
+    title: `Make the VM "${name}": generation ${generation}, ${count(cpus, 'CPU')}, ${
+      size(memory)
+    }, Secure Boot ${secureBoot(vm, generation)}`,
+    undo: 'remove the VM; its disks stay',
+    options: {
+      vm: name,
+      disk: places,
+      generation,
+      cpus,
+      memory,
+      ...(generation === 2 && { secureBoot: secureBoot(vm, generation) }),
+    },
+  })
+  adapters.wanted.forEach((adapter, index) => {
+    add({
+      id: `attach-adapter-${index + 1}`,
+      task: 'attach-adapter',
+      where: 'host',
+      needs: [vmMade, ...switches],
+      title: `Attach adapter "${adapter.name}"${
+        adapter.switch === undefined ? ', not connected' : ` to "${adapter.switch}"`
+      }${adapter.mac ? `, MAC ${dashed(adapter.mac)}` : ''}`,
+      undo: 'remove the adapter',
+      options: { vm: name, ...adapter },
+    })
+  })
+  if (wishes.nested) {
+    add({
+      id: 'enable-nested',
+      task: 'enable-nested',
+      where: 'host',
+      needs: [vmMade],
+      title: 'Expose the processor’s virtualization extensions to the VM',
+      undo: 'hide them again',
+      options: { vm: name },
+    })
+  }
+  if (wishes.start ?? true) {
+    add({
+      id: 'start-vm',
+      task: 'start-vm',
+      where: 'host',
+      needs: steps.filter(({ where }) => where === 'host').map(({ id }) => id),
+      title: `Start the VM and wait for its heartbeat`,
+      undo: 'shut the guest down',
+      options: { vm: name },
+    })
+  }
+  if (vm.kind === 'virtualbox' || vm.kind === 'vbox') {
+    notes.push(
+      'The VM in VirtualBox stays as it is. Do not run both on one network: they have the same MAC addresses.',
+    )
+  }
+  const plan: Omit<Plan, 'key'> = {
+    version: 1,
+    slug,
+    name,
+    source: {
+      ...pick(vm, 'kind', 'name', 'osType', 'cpus', 'memory', 'firmware'),
+      disks: disks.map(({ format, virtualSize, allocatedSize, modified }, index) => {
+        const { path, member } = vm.disks[index] as VmDescription['disks'][number]
+        return {
+          path,
+          ...(member !== undefined && { member }),
+          format,
+          virtualSize,
+          allocatedSize,
+          modified,
+        }
+      }),
+      nics: vm.nics.map(({ mac, attachment }) => ({ mac, attachment })),
+    },
+    target: local ? { kind: 'local' } : target,
+    vm: { generation, why, cpus, memory },
+    ...(wishes.guestIp !== undefined && { guestIp: wishes.guestIp }),
+    steps,
+    notes,
+  }
+  const key = createHash('sha256').update(JSON.stringify([plan.source, plan.target, plan.steps]))
+  return { plan: { ...plan, key: key.digest('hex') }, refusals }
+}
+
+/** A size for people, in the binary units that VirtualBox, Hyper-V and Windows count in. */
+export function size(bytes: number): string {
+  const units = ['bytes', 'KB', 'MB', 'GB', 'TB']
+  const unit = bytes < 1024 ? 0 : Math.min(4, Math.floor(Math.log2(bytes) / 10))
+  const value = bytes / 1024 ** unit
+  return `${value >= 100 || Number.isInteger(value) ? Math.round(value) : value.toFixed(1)} ${
+    units[unit]
+  }`
+}
+
+/** "1 CPU", "2 CPUs". */
+export function count(number: number, noun: string): string {
+  return `${number} ${noun}${number === 1 ? '' : 's'}`
+}
+
+const MB = 1024 ** 2
+
+/** A VM's name as a file name that Windows, Linux and a person typing it in a shell can take. */
+function fileName(name: string): string {
+  const typable = name.normalize('NFC').replace(/[^\p{L}\p{M}\p{N} ._-]+/gu, '_').replace(
+    /^[-.]+/,
+    '',
+  )
+  return filenamify(typable, { replacement: '_', maxLength: 80 }).trim() || 'vm'
+}
+
+/**
+ * The generation whose firmware can boot the first disk. The disk is believed before the settings:
+ * what is on it boots or does not, whatever the VM was set to.
+ */
+function chooseGeneration(
+  vm: VmDescription,
+  disks: Disks,
+  { generation = 'auto' }: Wishes,
+): { generation: 1 | 2; why: string; refusal?: string } {
+  const boots = disks[0]?.boots ?? 'none'
+  const fits = { bios: [1], uefi: [2], both: [1, 2], none: [1, 2] }[boots]
+  const shows = {
+    bios: 'its disk boots by BIOS',
+    uefi: 'its disk boots by UEFI',
+    both: 'its disk boots by BIOS and UEFI',
+    none: 'its disk shows no boot loader',
+  }[boots]
+  if (generation !== 'auto') {
+    if (fits.includes(generation)) return { generation, why: 'as asked' }
+    return {
+      generation,
+      why: 'as asked',
+      refusal:
+        `Cannot make "${vm.name}" a VM of generation ${generation}: ${shows}, and generation ${generation} is ` +
+        `${generation === 1 ? 'BIOS' : 'UEFI'} only. Run again without --generation`,
+    }
+  }
+  const firmware = { bios: 1 as const, efi: 2 as const, unknown: undefined }[vm.firmware]
+  const set = vm.firmware === 'efi' ? 'EFI' : 'BIOS'
+  if (fits.length === 1) {
+    const fit = fits[0] as 1 | 2
+    if (firmware === undefined || firmware === fit) return { generation: fit, why: shows }
+    return { generation: fit, why: `${shows}, though its settings say ${set}` }
+  }
+  if (firmware !== undefined) {
+    return { generation: firmware, why: `its firmware is ${set} and ${shows}` }
+  }
+  if (boots === 'both') return { generation: 2, why: shows }
+  return {
+    generation: 1,
+    why: 'unknown',
+    refusal:
+      `Cannot tell the generation of "${vm.name}": ${shows}, and the source has no firmware setting. ` +
+      'Run again with --generation 1 (BIOS) or --generation 2 (UEFI)',
+  }
+}
+
+function refuseSource(vm: VmDescription, disks: Disks): string[] {
+  const refusals: string[] = []
+  const named = `"${vm.name}"`
+  const how = `VBoxManage controlvm ${named} acpipowerbutton`
+  if (vm.state === 'saved') {
+    refusals.push(
+      `Cannot move ${named}: its state is saved, and its disks lack what its memory holds. ` +
+        `Run: start it, shut the guest down, then run again (or VBoxManage discardstate ${named})`,
+    )
+  } else if (vm.state !== undefined && !['poweroff', 'aborted'].includes(vm.state)) {
+    refusals.push(`Cannot move ${named}: it is ${vm.state}, and its disks are in use. Run: ${how}`)
+  }
+  vm.disks.forEach(({ path, encrypted }) => {
+    if (!encrypted) return
+    refusals.push(
+      `Cannot read "${path}": VirtualBox encrypted it. ` +
+        `Run: VBoxManage encryptmedium "${path}" --oldpassword -`,
+    )
+  })
+  if (disks.length === 0) {
+    refusals.push(
+      `Cannot move ${named}: it has no hard disk. Run: npx zx tasks/inspect-vm.ts to see what it has`,
+    )
+  }
+  return refusals
+}
+
+function refuseWishes(wishes: Wishes): string[] {
+  const { external, adapter, share, internal, hostIp, nat, guestIp } = wishes
+  const refusals: string[] = []
+  const alone = (option: string, needed: string) =>
+    refusals.push(
+      `Cannot use ${option} alone: it says how to make what ${needed} names. Add ${needed}`,
+    )
+  if (external === undefined && adapter !== undefined) alone('--adapter', '--external')
+  if (external === undefined && share !== undefined) alone('--share', '--external')
+  if (internal === undefined && hostIp !== undefined) alone('--host-ip', '--internal')
+  if (hostIp === undefined && nat !== undefined) alone('--nat', '--host-ip')
+  if (hostIp === undefined && guestIp !== undefined) alone('--guest-ip', '--host-ip')
+  if (external !== undefined && external.toLowerCase() === internal?.toLowerCase()) {
+    refusals.push(
+      `Cannot make two switches named "${external}". Give --external and --internal two names`,
+    )
+  }
+  const host = hostIp === undefined ? undefined : parseAddress(hostIp)
+  if (hostIp !== undefined && host?.prefix === undefined) {
+    refusals.push(
+      `Cannot use "${hostIp}" as the host's address: it is not address/prefix length. Example: 192.168.56.1/24`,
+    )
+  }
+  if (guestIp !== undefined && host?.prefix !== undefined) {
+    const guest = parseAddress(guestIp)
+    const net = (address: number) => Math.floor(address / 2 ** (32 - (host.prefix ?? 0)))
+    if (guest === undefined || guest.prefix !== undefined) {
+      refusals.push(`Cannot use "${guestIp}" as the guest's address. Example: 192.168.56.191`)
+    } else if (net(guest.address) !== net(host.address) || guest.address === host.address) {
+      refusals.push(
+        `Cannot give the guest ${guestIp}: the host is ${hostIp}, and the guest needs another address of that network`,
+      )
+    }
+  }
+  return refusals
+}
+
+/** The adapters that the VM gets: one for each switch asked for, then the source's others. */
+function chooseAdapters(vm: VmDescription, wishes: Wishes, target: Target) {
+  const left = [...vm.nics]
+  const notes: string[] = []
+  const wanted: { name: string; switch?: string; mac?: string }[] = []
+  const take = (...attachments: string[]) => {
+    const index = left.findIndex(({ attachment }) => attachments.includes(attachment))
+    return index < 0 ? undefined : left.splice(index, 1)[0]
+  }
+  const give = (name: string, nic: VmDescription['nics'][number] | undefined, to?: string) => {
+    wanted.push({ name, ...(to !== undefined && { switch: to }), ...(nic && { mac: nic.mac }) })
+  }
+  if (wishes.external !== undefined) {
+    give(wishes.external, take('bridged') ?? take('nat', 'natnetwork'), wishes.external)
+  }
+  if (wishes.internal !== undefined) {
+    give(wishes.internal, take('hostonly', 'hostonlynetwork', 'internal'), wishes.internal)
+  }
+  // a server has no Default Switch; what a bundle's host has is seen when it is deployed
+  const nat = target.kind === 'bundle' ||
+    target.host.switches.some(({ id }) => id.toLowerCase() === DEFAULT_SWITCH)
+  for (const nic of left) {
+    const name = `Adapter ${nic.slot + 1}`
+    if (nat && nic.cableConnected && ['nat', 'natnetwork'].includes(nic.attachment)) {
+      give(name, nic, 'Default Switch')
+      continue
+    }
+    give(name, nic)
+    if (nic.attachment === 'bridged') {
+      notes.push(
+        `${name} was bridged and stays unconnected. To bridge it, run again with --external NAME --adapter NIC`,
+      )
+    } else if (nic.attachment !== 'none' && nic.cableConnected) {
+      notes.push(`${name} (${nic.attachment} in VirtualBox) stays unconnected`)
+    }
+  }
+  return { wanted, notes }
+}
+
+/** The Default Switch of Windows clients, whose name is localized and whose id is not. */
+const DEFAULT_SWITCH = 'c08cb7b8-9b3c-408e-8e30-5e16a3aeb444'
+
+function guestNotes(vm: VmDescription, generation: 1 | 2): string[] {
+  const controller = vm.disks[0]?.controller?.type
+  if (
+    vm.guest === 'windows' && generation === 1 && controller !== undefined && controller !== 'ide'
+  ) {
+    return [
+      `Windows booted from ${controller.toUpperCase()} and will boot from IDE. If it stops with 0x7B ` +
+      '(INACCESSIBLE_BOOT_DEVICE), start it once from IDE in VirtualBox, or set Start=0 for intelide and atapi',
+    ]
+  }
+  if (vm.guest === 'linux') {
+    return [
+      'A Linux guest needs hv_vmbus, hv_storvsc and hv_netvsc in its initramfs. If it stops without a root device, ' +
+      'boot it in VirtualBox and rebuild the initramfs with them',
+    ]
+  }
+  return []
+}
+
+function secureBoot(vm: VmDescription, generation: 1 | 2): 'off' | 'windows' | 'linux' {
+  if (generation === 1 || !vm.secureBoot) return 'off'
+  return vm.guest === 'windows' ? 'windows' : vm.guest === 'linux' ? 'linux' : 'off'
+}
+
+/** Bytes that the converted disks take at most: a block that holds any data is written whole. */
+function spaceFor(disks: Disks): number {
+  return disks.reduce(
+    (sum, disk) => sum + Math.min(disk.virtualSize, disk.allocatedSize * 1.1) + 64 * MB,
+    0,
+  )
+}
+
+function parseAddress(text: string): { address: number; prefix: number | undefined } | undefined {
+  const [, address, prefix] = text.match(/^((?:\d{1,3}\.){3}\d{1,3})(?:\/(\d{1,2}))?$/) ?? []
+  const bytes = address?.split('.').map(Number)
+  if (!bytes || bytes.some((byte) => byte > 255) || Number(prefix ?? 0) > 32) return undefined
+  return {
+    address: bytes.reduce((sum, byte) => sum * 256 + byte, 0),
+    prefix: prefix === undefined ? undefined : Number(prefix),
+  }
+}
+
+function dashed(mac: string): string {
+  return mac.replace(/(..)(?=.)/g, '$1-')
+}
+
+function pick<T extends object, K extends keyof T>(from: T, ...keys: K[]): Pick<T, K> {
+  const entries = keys.filter((key) => from[key] !== undefined).map((key) => [key, from[key]])
+  return Object.fromEntries(entries) as Pick<T, K>
+}

@@ -1,0 +1,142 @@
+/** What a run shows: a live list in a terminal, one plain line an event elsewhere, JSON lines when asked. */
+import process from 'node:process'
+import wrapAnsi from 'wrap-ansi'
+import { count, type Plan, size, type Step } from './plan.ts'
+import type { Progress } from './steps.ts'
+
+/** What happens in a run. With `--json` each is one line on standard output. */
+export type RunEvent =
+  | { event: 'note'; text: string }
+  | { event: 'plan'; plan: Plan; refusals: string[] }
+  | { event: 'step'; step: string; title: string; state: StepState; text?: string }
+  | { event: 'progress'; step: string; done: number; total: number; rate: number; left: number }
+  | { event: 'end'; outcome: 'done' | 'same' | 'dry-run' | 'failed' | 'stopped'; next: string[] }
+  | { event: 'error'; message: string }
+
+/**
+ * `would` and `unknown` are a dry run's: it would change something; it cannot be asked before an
+ * earlier step is done.
+ */
+export type StepState = 'started' | 'done' | 'same' | 'would' | 'unknown' | 'failed'
+
+export type Screen = (event: RunEvent) => void
+
+/** One JSON object a line, and nothing else. */
+export const jsonScreen: Screen = (event) => console.log(JSON.stringify(event))
+
+/** Words for people. With `live`, steps and progress are left to the list that listr2 draws. */
+export function textScreen({ live }: { live: boolean }): Screen {
+  let said = -1
+  return (event) => {
+    switch (event.event) {
+      case 'note':
+        return say(event.text)
+      case 'plan':
+        return say(describePlan(event.plan, event.refusals))
+      case 'step':
+        if (event.state === 'started') said = -1
+        if (live && event.state !== 'would' && event.state !== 'unknown') return
+        return say(
+          `${STATES[event.state]} ${event.title}${event.text ? `: ${event.text}` : ''}`,
+          11,
+        )
+      case 'progress': {
+        if (live) return
+        // a log file wants no more than a line each tenth
+        const tenth = Math.floor((event.done / event.total) * 10)
+        if (tenth > said) say(`           ${describeProgress(event)}`)
+        said = tenth
+        return
+      }
+      case 'end':
+        return say(`\n${event.next.join('\n')}`)
+      case 'error':
+        console.error(wrap(event.message, 0))
+    }
+  }
+}
+
+/** "42 %, 310 MB/s, 12 s left". */
+export function describeProgress(
+  { done, total, rate, left }: { done: number; total: number; rate: number; left: number },
+): string {
+  const percent = total === 0 ? 100 : Math.floor((done / total) * 100)
+  const time = left >= 90 ? `${Math.round(left / 60)} min` : `${Math.ceil(left)} s`
+  return `${percent} % of ${size(total)}${rate > 0 ? `, ${size(rate)}/s, ${time} left` : ''}`
+}
+
+/** Turns what a task reports into how fast it goes (bytes a second) and how long it will take (seconds). */
+export function measure(now: () => number = performance.now.bind(performance)) {
+  const start = now()
+  return (
+    { done, total }: Progress,
+  ): { done: number; total: number; rate: number; left: number } => {
+    const seconds = (now() - start) / 1000
+    // the first moments say nothing about the rest
+    const rate = seconds < 0.5 ? 0 : done / seconds
+    return { done, total, rate, left: rate > 0 ? (total - done) / rate : 0 }
+  }
+}
+
+const STATES: Record<StepState, string> = {
+  started: 'begins    ',
+  done: 'done      ',
+  same: 'already so',
+  would: 'would do  ',
+  unknown: 'would do  ',
+  failed: 'failed    ',
+}
+
+function describePlan(plan: Plan, refusals: string[]): string {
+  const { source, target, vm } = plan
+  const list = (lines: string[], mark: (index: number) => string) =>
+    lines.map((line, index) => wrap(`${mark(index)} ${line}`, mark(index).length + 1)).join('\n')
+  const data = source.disks.reduce((sum, { allocatedSize }) => sum + allocatedSize, 0)
+  const where = target.kind === 'bundle'
+    ? `bundle "${target.dir}", for the host that its Deploy.ps1 is run on`
+    : 'this machine’s Hyper-V'
+  const steps = (where: Step['where'][]) =>
+    list(
+      plan.steps.filter((step) => where.includes(step.where)).map(({ title, undo, already }) =>
+        `${title}${already ? ` (${already})` : undo ? `\n   undo: ${undo}` : ''}`
+      ),
+      (index) => `${String(index + 1).padStart(2)}.`,
+    )
+  return [
+    `Move "${plan.name}" to Hyper-V`,
+    '',
+    wrap(
+      `Source  "${source.name}" (${source.kind}, ${source.osType}, ${source.firmware.toUpperCase()}): ` +
+        `${count(source.cpus, 'CPU')}, ${size(source.memory)}, ${
+          count(source.disks.length, 'disk')
+        } with ` +
+        `${size(data)} of data, ${
+          count(source.nics.length, 'adapter')
+        }. It is read, never written to`,
+      8,
+    ),
+    wrap(`VM      generation ${vm.generation}, because ${vm.why}`, 8),
+    wrap(`Target  ${where}`, 8),
+    '',
+    ...(target.kind === 'bundle'
+      ? ['Here', steps(['here']), '', 'On the host, by Deploy.ps1', steps(['host'])]
+      : ['Steps', steps(['here', 'host'])]),
+    ...(plan.notes.length ? ['', 'Notes', list(plan.notes, () => ' -')] : []),
+    ...(refusals.length ? ['', 'In the way', list(refusals, () => ' !')] : []),
+    '',
+  ].join('\n')
+}
+
+function say(text: string, hang = 0): void {
+  console.log(wrap(text, hang))
+}
+
+/** Folds lines at the terminal's width, counting 桥 for two, and sets what follows `hang` columns in. */
+function wrap(text: string, hang: number): string {
+  const columns = Math.min(process.stdout.columns || 100, 100)
+  return text.split('\n').map((line) => {
+    if (hang === 0) return wrapAnsi(line, columns, { trim: false })
+    const [first = '', ...rest] = wrapAnsi(line, columns - hang, { trim: false }).split('\n')
+    return [first, ...rest.map((part) => ' '.repeat(hang) + part.trimStart())].join('\n')
+  }).join('\n')
+}

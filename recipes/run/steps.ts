@@ -1,0 +1,107 @@
+/** The tasks that steps are made of, each with its undo, and how a step is done, asked or written down. */
+import { attachAdapter, undoAttachAdapter } from '../../tasks/attach-adapter.ts'
+import { checkHost } from '../../tasks/check-host.ts'
+import { convertDisk, undoConvertDisk } from '../../tasks/convert-disk.ts'
+import { createSwitch, undoCreateSwitch } from '../../tasks/create-switch.ts'
+import { createVm, undoCreateVm } from '../../tasks/create-vm.ts'
+import { enableNested, undoEnableNested } from '../../tasks/enable-nested.ts'
+import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
+import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
+import { startVm, undoStartVm } from '../../tasks/start-vm.ts'
+import { type PowerShell, script } from '../../tasks/task.ts'
+
+/** What a step may use while it works. */
+export interface Tools {
+  ps: PowerShell
+  signal?: AbortSignal | undefined
+  onProgress?: ((progress: Progress) => void) | undefined
+}
+
+/** How far a step has come, in bytes that hold data. */
+export interface Progress {
+  done: number
+  total: number
+}
+
+interface Task<O, R> {
+  run: (options: O & { dryRun?: boolean }, tools: Tools) => Promise<R>
+  undo?: (result: R, tools: Tools) => Promise<unknown>
+}
+
+const task = <O, R>(task: Task<O, R>): Task<O, R> => task
+
+export const tasks = {
+  'check-host': task({
+    run: (options: Parameters<typeof checkHost>[0], { ps }) => checkHost(options, ps),
+  }),
+  'convert-disk': task({
+    run: (options: Parameters<typeof convertDisk>[0], { signal, onProgress }) =>
+      convertDisk({ ...options, ...(signal && { signal }), ...(onProgress && { onProgress }) }),
+    undo: (result) => undoConvertDisk(result),
+  }),
+  'place-disk': task({
+    run: (options: Parameters<typeof placeDisk>[0], { ps }) => placeDisk(options, ps),
+    undo: (result, { ps }) => undoPlaceDisk(result, ps),
+  }),
+  'create-switch': task({
+    run: (options: Parameters<typeof createSwitch>[0], { ps }) => createSwitch(options, ps),
+    undo: (result, { ps }) => undoCreateSwitch(result, ps),
+  }),
+  'set-static-ip': task({
+    run: (options: Parameters<typeof setStaticIp>[0], { ps }) => setStaticIp(options, ps),
+    undo: (result, { ps }) => undoSetStaticIp(result, ps),
+  }),
+  'create-vm': task({
+    run: (options: Parameters<typeof createVm>[0], { ps }) => createVm(options, ps),
+    undo: (result, { ps }) => undoCreateVm(result, ps),
+  }),
+  'attach-adapter': task({
+    run: (options: Parameters<typeof attachAdapter>[0], { ps }) => attachAdapter(options, ps),
+    undo: (result, { ps }) => undoAttachAdapter(result, ps),
+  }),
+  'enable-nested': task({
+    run: (options: Parameters<typeof enableNested>[0], { ps }) => enableNested(options, ps),
+    undo: (result, { ps }) => undoEnableNested(result, ps),
+  }),
+  'start-vm': task({
+    run: (options: Parameters<typeof startVm>[0], { ps }) => startVm(options, ps),
+    undo: (result, { ps }) => undoStartVm(result, ps),
+  }),
+}
+
+export type TaskName = keyof typeof tasks
+
+/** A task and what it is given, as data. */
+export type Call = {
+  [T in TaskName]: { task: T; options: Parameters<typeof tasks[T]['run']>[0] }
+}[TaskName]
+
+/** What a task answered. The fields beside `changed` are its own. */
+export type StepResult = { changed: boolean; [field: string]: unknown }
+
+/** Does a step, or with `dryRun` asks it what it would change. */
+export async function perform(call: Call, tools: Tools, dryRun = false): Promise<StepResult> {
+  // the pair of a task and its options is right by the type of Call, which no union of functions keeps
+  const { run } = tasks[call.task] as unknown as Task<object, object>
+  return { changed: false, ...await run({ ...call.options, dryRun }, tools) }
+}
+
+/** Takes back what a step changed; a task that only reads has nothing to take back. */
+export async function takeBack(name: TaskName, result: StepResult, tools: Tools): Promise<void> {
+  const { undo } = tasks[name] as unknown as Task<object, object>
+  if (result.changed) await undo?.(result, tools)
+}
+
+/** The PowerShell that a step would run, whole, without running it: the task asks a recorder instead of a host. */
+export function scriptOf(call: Call): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const ps: PowerShell = (pieces, ...values) => {
+      resolve(script(pieces, ...values))
+      return new Promise(() => {}) // the task needs no answer any more
+    }
+    perform(call, { ps }).then(
+      () => reject(new Error(`Cannot write ${call.task} down: it runs no script`)),
+      reject,
+    )
+  })
+}

@@ -1,0 +1,153 @@
+#!/usr/bin/env zx
+/** Take back what a run changed, the last step first. */
+import { confirm } from '@inquirer/prompts'
+import { Listr } from 'listr2'
+import { resolve } from 'node:path'
+import process from 'node:process'
+import { commandLine, dryRun, type Option } from '../tasks/task.ts'
+import { removeBundle } from './run/bundle.ts'
+import { type Host, localHost } from './run/host.ts'
+import { type Journal, readJournals, record, stateFolder } from './run/journal.ts'
+import type { Step, StepResult } from './run/plan.ts'
+import { jsonScreen, type Screen, textScreen } from './run/screen.ts'
+import { takeBack } from './run/steps.ts'
+
+export interface UndoOptions {
+  /** A run by its name, or `last`: the newest that is not taken back. @default last */
+  run?: string | undefined
+  /** The folder for journals. @default the user's data folder */
+  state?: string | undefined
+  /** @default false */
+  dryRun?: boolean | undefined
+}
+
+export interface UndoTools {
+  screen: Screen
+  /** @default false */
+  live?: boolean
+  /** @default goes on */
+  agree?: (journal: Journal) => Promise<boolean>
+  /** @default this machine's PowerShell */
+  host?: (() => Host) | undefined
+}
+
+/**
+ * Takes back the steps of a run that changed something, in reverse. What was there before the run
+ * stays; what was taken back is in the journal at once, so an undo that stopped goes on.
+ */
+export async function undo(
+  { run = 'last', state = stateFolder, dryRun = false }: UndoOptions,
+  { screen, live = false, agree, host: open = localHost }: UndoTools,
+): Promise<'done' | 'same' | 'dry-run' | 'declined'> {
+  const journal = choose(await readJournals(state), run, state)
+  const { plan } = journal
+  const steps = journal.done.filter(({ result }) => result.changed).reverse().flatMap((done) => {
+    const step = plan.steps.find(({ id }) => id === done.step)
+    return step?.undo ? [{ step, result: done.result }] : []
+  })
+  screen({ event: 'note', text: describe(journal, steps) })
+  if (dryRun) return 'dry-run'
+  if (steps.length > 0 && agree && !await agree(journal)) return 'declined'
+  const host = plan.target.kind === 'local' && steps.length > 0 ? open() : undefined
+  const list = new Listr<object, 'default' | 'silent'>(
+    steps.map(({ step, result }) => ({
+      title: sentence(step),
+      task: async () => {
+        const { id } = step
+        const say = (state: 'started' | 'done' | 'failed') =>
+          screen({ event: 'step', step: id, title: sentence(step), state })
+        say('started')
+        try {
+          await takeBack(step.task, result, { ps: (host as Host)?.ps })
+        } catch (error) {
+          say('failed')
+          throw error
+        }
+        await record(journal.file, { entry: 'undone', step: id })
+        say('done')
+      },
+    })),
+    {
+      renderer: live ? 'default' : 'silent',
+      registerSignalListeners: false,
+      rendererOptions: { collapseErrors: false, showErrorMessage: false },
+    },
+  )
+  try {
+    await list.run()
+  } finally {
+    await host?.close()
+  }
+  if (plan.target.kind === 'bundle') await removeBundle(resolve(plan.target.dir))
+  await record(journal.file, { entry: 'end', outcome: 'undone' })
+  const outcome = steps.length ? 'done' : 'same'
+  screen({ event: 'end', outcome, next: [`The run ${journal.run} is taken back.`] })
+  return outcome
+}
+
+function choose(journals: Journal[], run: string, state: string): Journal {
+  const found = run === 'last'
+    ? journals.findLast(({ outcome }) => outcome !== 'undone')
+    : journals.find((journal) => journal.run === run)
+  if (found) return found
+  const runs = journals.map(({ run, outcome }) => `${run} (${outcome ?? 'not ended'})`)
+  throw new Error(
+    `Cannot take back ${run === 'last' ? 'the last run' : `the run "${run}"`}: ` +
+      (runs.length ? `the runs are ${runs.join(', ')}` : `no run is in "${state}"`),
+  )
+}
+
+function describe(journal: Journal, steps: { step: Step; result: StepResult }[]): string {
+  const { run, unfinished } = journal
+  return [
+    `Take back the run ${run}`,
+    ...steps.map(({ step }, index) => `${String(index + 1).padStart(2)}. ${sentence(step)}`),
+    ...(steps.length ? [] : ['It changed nothing.']),
+    // a step that was cut off may or may not have changed something, and has left no note of how it was
+    ...unfinished.map((id) => {
+      const title = journal.plan.steps.find((step) => step.id === id)?.title ?? id
+      return `Not known to be done, look yourself: ${title}`
+    }),
+    '',
+  ].join('\n')
+}
+
+function sentence({ title, undo }: Step): string {
+  return `${title}: ${undo}`
+}
+
+const options: Record<string, Option> = {
+  run: {
+    type: 'string',
+    positional: true,
+    default: 'last',
+    describe: 'A run by its name, or last',
+    example: 'last',
+  },
+  state: { type: 'string', describe: 'Folder for the journals of runs' },
+  dryRun,
+  yes: { type: 'boolean', alias: 'y', describe: 'Do not ask' },
+  json: { type: 'boolean', describe: 'One JSON object a line, for programs' },
+}
+
+const given = await commandLine<UndoOptions & { yes?: boolean; json?: boolean }>(
+  import.meta,
+  'Take back what a run changed, the last step first',
+  options,
+)
+if (given) {
+  const { yes, json, ...options } = given
+  const person = Boolean(process.stdin.isTTY && process.stdout.isTTY && !json)
+  const live = Boolean(process.stdout.isTTY && !json)
+  const screen = json ? jsonScreen : textScreen({ live })
+  try {
+    await undo(options, {
+      screen,
+      live,
+      ...(person && !yes && { agree: () => confirm({ message: 'Take it back?' }) }),
+    })
+  } catch (error) {
+    screen({ event: 'error', message: error instanceof Error ? error.message : String(error) })
+    process.exitCode = 1
+  }
+}

@@ -1,0 +1,535 @@
+import fs from 'fs-extra'
+import { deepEqual, equal, match, ok, rejects } from 'node:assert/strict'
+import { execFile, spawn } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { tmpdir } from 'node:os'
+import { join, relative } from 'node:path'
+import process from 'node:process'
+import { promisify } from 'node:util'
+import { suite } from 'uvu'
+import { demo } from '../../fixtures/demo.ts'
+import { migrate, type MigrateOptions } from '../../recipes/migrate.ts'
+import type { RunEvent } from '../../recipes/run/screen.ts'
+import { undo } from '../../recipes/undo.ts'
+import { boots } from '../boot.ts'
+import { needs } from '../needs.ts'
+import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+import { analyze } from '../tasks/analyze.ts'
+
+const execute = promisify(execFile)
+const root = join(import.meta.dirname, '..', '..')
+const HOSTILE = 'Bob’s "VM"; $(calc) 桥接'
+
+/** Everything the kit can be asked for at once. */
+const ALL: MigrateOptions = {
+  external: '桥接',
+  adapter: 'Wi-Fi',
+  internal: 'Static-NAT',
+  hostIp: '192.168.56.1/24',
+  nat: true,
+  guestIp: '192.168.56.191',
+  nested: true,
+  cpus: 2,
+  memory: '512MB',
+}
+
+const bundles = suite<{ dir: string; state: string }>('migrate to a bundle')
+
+bundles.before.each(async (context) => {
+  context.dir = await fs.mkdtemp(join(tmpdir(), 'migrate-'))
+  context.state = join(context.dir, 'state')
+})
+bundles.after.each(({ dir }) => fs.remove(dir))
+
+bundles('packs the disks with their sums, the plan and one script', async ({ dir, state }) => {
+  const { ova } = await demo('bios', dir)
+  const { outcome, events } = await run({ source: [ova], to: `bundle:${join(dir, 'b')}`, state })
+  equal(outcome, 'done')
+  const names = (await fs.readdir(join(dir, 'b'))).sort()
+  deepEqual(names, ['Deploy.ps1', 'SHA256SUMS', 'disks', 'plan.json'])
+  const [disk = ''] = await fs.readdir(join(dir, 'b', 'disks'))
+  match(disk, /\.vhdx$/)
+  const hash = createHash('sha256').update(await fs.readFile(join(dir, 'b', 'disks', disk)))
+  equal(
+    await fs.readFile(join(dir, 'b', 'SHA256SUMS'), 'utf8'),
+    `${hash.digest('hex')}  disks/${disk}\n`,
+  )
+  const plan = await fs.readJson(join(dir, 'b', 'plan.json'))
+  equal(plan.version, 1)
+  equal(plan.vm.generation, 1)
+  ok(events.some(({ event }) => event === 'progress'))
+})
+
+bundles('chooses generation 2 for a disk that boots by UEFI', async ({ dir, state }) => {
+  const { vbox } = await demo('uefi', dir)
+  await run({ source: [vbox], to: `bundle:${join(dir, 'b')}`, state })
+  equal((await fs.readJson(join(dir, 'b', 'plan.json'))).vm.generation, 2)
+})
+
+bundles('changes nothing the second time, and says so', async ({ dir, state }) => {
+  const { ova } = await demo('bios', dir)
+  const options = { source: [ova], to: `bundle:${join(dir, 'b')}`, state }
+  await run(options)
+  const before = await tree(join(dir, 'b'))
+  const { outcome, events } = await run(options)
+  equal(outcome, 'same')
+  match(next(events), /^Nothing to do/)
+  deepEqual(await tree(join(dir, 'b')), before)
+})
+
+bundles('makes a damaged bundle whole again', async ({ dir, state }) => {
+  const { ova } = await demo('bios', dir)
+  const options = { source: [ova], to: `bundle:${join(dir, 'b')}`, state }
+  await run(options)
+  const sums = await fs.readFile(join(dir, 'b', 'SHA256SUMS'), 'utf8')
+  const disk = join(dir, 'b', sums.trim().slice(66))
+  await fs.truncate(disk, 4096)
+  equal((await run(options)).outcome, 'done')
+  ok((await fs.stat(disk)).size > 4096)
+})
+
+bundles(
+  'refuses a folder that holds something else, and leaves it alone',
+  async ({ dir, state }) => {
+    const { ova } = await demo('bios', dir)
+    await fs.outputFile(join(dir, 'b', 'mine.txt'), 'mine')
+    const to = join(dir, 'b')
+    await rejects(run({ source: [ova], to: `bundle:${to}`, state }), {
+      message: `Cannot write the bundle to "${to}": the folder holds something else. ` +
+        'Name another by --to bundle:DIR, or remove it',
+    })
+    deepEqual(await fs.readdir(to), ['mine.txt'])
+  },
+)
+
+bundles('changes nothing, nowhere, on a dry run', async ({ dir, state }) => {
+  const { ova } = await demo('bios', dir)
+  const before = await tree(dir)
+  const { outcome, events } = await run({
+    source: [ova],
+    to: `bundle:${join(dir, 'b')}`,
+    state,
+    dryRun: true,
+  })
+  equal(outcome, 'dry-run')
+  ok(events.some(({ event }) => event === 'plan'))
+  deepEqual(await tree(dir), before)
+})
+
+bundles('says all that is in the way at once, before anything is made', async ({ dir, state }) => {
+  const { vbox } = await demo('uefi', dir)
+  const before = await tree(dir)
+  const failed = await failure({
+    source: [vbox],
+    to: `bundle:${join(dir, 'b')}`,
+    state,
+    generation: 1,
+    hostIp: '192.168.56.1/24',
+    guestIp: '10.0.0.1',
+  })
+  match(failed, /Cannot make ".+" a VM of generation 1: its disk boots by UEFI/)
+  match(failed, /Cannot use --host-ip alone/)
+  match(failed, /Cannot give the guest 10\.0\.0\.1/)
+  deepEqual(await tree(dir), before)
+})
+
+bundles('leaves nothing of a bundle whose disk cannot be read', async ({ dir, state }) => {
+  const { vdi } = await demo('bios', dir)
+  const size = (await fs.stat(vdi)).size
+  await fs.truncate(vdi, size - 1024 * 1024)
+  await rejects(run({ source: [vdi], to: `bundle:${join(dir, 'b')}`, generation: 1, state }))
+  equal(await fs.pathExists(join(dir, 'b')), false)
+})
+
+bundles('is taken back with everything it made', async ({ dir, state }) => {
+  const { ova } = await demo('bios', dir)
+  await run({ source: [ova], to: `bundle:${join(dir, 'b')}`, state })
+  await undo({ state }, { screen: () => {} })
+  equal(await fs.pathExists(join(dir, 'b')), false)
+  ok(await fs.pathExists(ova))
+})
+
+needs(bundles, 'qemu-img', 'qemu-system-x86_64')(
+  'converts disks that equal their source and boot, by BIOS and by UEFI',
+  async ({ dir, state }) => {
+    for (const firmware of ['bios', 'uefi'] as const) {
+      const { ova, vbox, vdi, line } = await demo(firmware, join(dir, firmware))
+      for (const source of [ova, vbox]) {
+        const to = join(dir, firmware, `out-${source === ova}`)
+        await run({ source: [source], to: `bundle:${to}`, state })
+        const disk = join(to, 'disks', (await fs.readdir(join(to, 'disks')))[0] as string)
+        const { stdout } = await execute('qemu-img', [
+          'compare',
+          '-f',
+          'vdi',
+          '-F',
+          'vhdx',
+          vdi,
+          disk,
+        ])
+        match(stdout, /Images are identical/)
+        if (source === ova) match(await boots(disk, firmware, 'vhdx'), new RegExp(line))
+      }
+    }
+  },
+)
+
+bundles.run()
+
+const deploys = suite<{ host: SimulatedHost; bundle: string; state: string }>('Deploy.ps1')
+const deploying = needs(deploys, 'pwsh')
+
+deploys.before.each(async (context) => {
+  context.host = await simulatedHost()
+  context.bundle = join(context.host.dir, 'b')
+  context.state = join(context.host.dir, 'state')
+})
+deploys.after.each(({ host }) => host.close())
+
+deploying(
+  'makes the VM as described, and changes nothing the second time',
+  async ({ host, bundle, state }) => {
+    const { ova } = await demo('bios', host.dir)
+    await run({ source: [ova], to: `bundle:${bundle}`, name: HOSTILE, state, ...ALL })
+    const seed = await host.text()
+    const dry = await deploy(host, bundle, '-DryRun')
+    equal(dry.code, 0, dry.stderr)
+    equal(await host.text(), seed)
+    const first = await deploy(host, bundle)
+    equal(first.code, 0, first.stderr)
+    match(first.stdout, /is Running/)
+    const [vm] = (await host.state()).vms
+    equal(vm.name, HOSTILE)
+    const after = await host.text()
+    const second = await deploy(host, bundle)
+    equal(second.code, 0, second.stderr)
+    match(second.stdout, /Nothing to do: everything is already so/)
+    equal(await host.text(), after)
+  },
+)
+
+deploying('has no syntax that Windows PowerShell 5.1 lacks', async ({ host, bundle, state }) => {
+  const { ova } = await demo('bios', host.dir)
+  await run({ source: [ova], to: `bundle:${bundle}`, name: HOSTILE, state, ...ALL })
+  deepEqual(await analyze(host.ps, bundle), [])
+  // Windows PowerShell reads a script without the mark in the country's old code page
+  equal((await fs.readFile(join(bundle, 'Deploy.ps1'), 'utf8')).codePointAt(0), 0xfeff)
+})
+
+deploying('refuses a disk that is not the one that was packed', async ({ host, bundle, state }) => {
+  const { ova } = await demo('bios', host.dir)
+  await run({ source: [ova], to: `bundle:${bundle}`, state })
+  const [disk = ''] = await fs.readdir(join(bundle, 'disks'))
+  await fs.appendFile(join(bundle, 'disks', disk), 'x')
+  const before = await host.text()
+  const { code, stderr } = await deploy(host, bundle)
+  equal(code, 1)
+  match(stderr, /it is not the file that was packed \(SHA-256 differs\)/)
+  equal(await host.text(), before)
+})
+
+deploying(
+  'says so where rights are missing, and changes nothing',
+  async ({ host, bundle, state }) => {
+    const { ova } = await demo('bios', host.dir)
+    await run({ source: [ova], to: `bundle:${bundle}`, state })
+    await host.change((state) => state.denied = true)
+    const before = await host.text()
+    const { code, stderr } = await deploy(host, bundle)
+    equal(code, 1)
+    match(stderr, /Run/)
+    equal(await host.text(), before)
+  },
+)
+
+deploying(
+  'copies the disks to the folder that --storage names',
+  async ({ host, bundle, state }) => {
+    const { ova } = await demo('bios', host.dir)
+    const storage = join(host.dir, 'storage')
+    await run({ source: [ova], to: `bundle:${bundle}`, storage, state })
+    const { code, stderr } = await deploy(host, bundle)
+    equal(code, 0, stderr)
+    equal((await fs.readdir(storage)).length, 1)
+    equal((await deploy(host, bundle)).stdout.includes('Nothing to do'), true)
+  },
+)
+
+deploys.run()
+
+const locals = suite<{ host: SimulatedHost; state: string }>('migrate to this machine')
+const test = needs(locals, 'pwsh')
+
+locals.before.each(async (context) => {
+  context.host = await simulatedHost()
+  context.state = join(context.host.dir, 'state')
+})
+locals.after.each(({ host }) => host.close())
+
+const here = (host: SimulatedHost, state: string): MigrateOptions => ({
+  to: 'local',
+  storage: join(host.dir, 'disks'),
+  state,
+})
+
+test('makes the VM as described', async ({ host, state }) => {
+  const { ova } = await demo('bios', host.dir)
+  const { outcome } = await run(
+    { source: [ova], name: HOSTILE, ...here(host, state), ...ALL },
+    host,
+  )
+  equal(outcome, 'done')
+  const [vm] = (await host.state()).vms
+  equal(vm.name, HOSTILE)
+})
+
+test('changes nothing the second time, and says so', async ({ host, state }) => {
+  const { ova } = await demo('bios', host.dir)
+  const options = { source: [ova], ...here(host, state), ...ALL }
+  await run(options, host)
+  const before = await host.text()
+  const { outcome, events } = await run(options, host)
+  equal(outcome, 'same')
+  match(next(events), /^Nothing to do/)
+  equal(await host.text(), before)
+})
+
+test('leaves the host byte for byte as it was on a dry run', async ({ host, state }) => {
+  const { ova } = await demo('bios', host.dir)
+  const before = await host.text()
+  const { events } = await run(
+    { source: [ova], ...here(host, state), ...ALL, dryRun: true },
+    host,
+  )
+  equal(await host.text(), before)
+  equal(await fs.pathExists(state), false)
+  equal(await fs.pathExists(join(host.dir, 'disks')), false)
+  ok(events.some((event) => event.event === 'step' && event.state === 'would'))
+})
+
+test('is taken back, last step first', async ({ host, state }) => {
+  const { ova } = await demo('bios', host.dir)
+  const before = await host.state()
+  await run({ source: [ova], ...here(host, state), ...ALL }, host)
+  await undo({ state }, { screen: () => {}, host: () => lent(host) })
+  const after = await host.state()
+  deepEqual(after.vms, before.vms)
+  deepEqual(after.switches, before.switches)
+  deepEqual(after.nats, before.nats)
+  deepEqual(await fs.readdir(join(host.dir, 'disks')).catch(() => []), [])
+})
+
+test('goes on after a step that failed, and undo takes back both runs', async ({ host, state }) => {
+  const { ova } = await demo('bios', host.dir)
+  const options = { source: [ova], ...here(host, state), ...ALL }
+  const before = await host.state()
+  await host.change((state) => {
+    state.faults = [{
+      cmdlet: 'New-VM',
+      when: 'before',
+      error: { id: 'OutOfMemory,Microsoft.HyperV.PowerShell.Commands.NewVM', message: 'no memory' },
+    }]
+  })
+  await rejects(run(options, host), /no memory[\s\S]+Run the same command again/)
+  equal((await host.state()).vms.length, 0)
+  await host.change((state) => delete state.faults)
+  equal((await run(options, host)).outcome, 'done')
+  await undo({ state }, { screen: () => {}, host: () => lent(host) })
+  deepEqual((await host.state()).vms, before.vms)
+  deepEqual((await host.state()).switches, before.switches)
+})
+
+test('refuses a VM of that name with other disks, before anything is written', async ({ host, state }) => {
+  const { ova } = await demo('bios', host.dir)
+  await run({ source: [ova], name: 'web', ...here(host, state) }, host)
+  const before = await host.text()
+  const failed = await failure({
+    source: [ova],
+    name: 'web',
+    ...here(host, state),
+    storage: join(host.dir, 'other'),
+  }, host)
+  match(failed, /Cannot .*"web"/)
+  equal(await host.text(), before)
+  equal(await fs.pathExists(join(host.dir, 'other')), false)
+})
+
+test('refuses a file in the disk’s place that is not of this plan', async ({ host, state }) => {
+  const { ova } = await demo('bios', host.dir)
+  await fs.outputFile(join(host.dir, 'disks', 'web.vhdx'), 'mine')
+  const failed = await failure({ source: [ova], name: 'web', ...here(host, state) }, host)
+  match(failed, /a file of that name is there/)
+  equal(await fs.readFile(join(host.dir, 'disks', 'web.vhdx'), 'utf8'), 'mine')
+})
+
+needs(locals, 'pwsh', 'VBoxManage')(
+  'migrates a VM that VirtualBox has, by its name',
+  async ({ host, state }) => {
+    const { vbox, name } = await demo('uefi', host.dir)
+    const home = join(host.dir, 'vbox-home')
+    const { VBOX_USER_HOME } = process.env
+    process.env.VBOX_USER_HOME = home
+    try {
+      await execute('VBoxManage', ['registervm', vbox])
+      await run({ source: [name], ...here(host, state) }, host)
+      const [vm] = (await host.state()).vms
+      equal(vm.name, name)
+      equal(vm.generation, 2)
+      await execute('VBoxManage', ['unregistervm', name])
+    } finally {
+      if (VBOX_USER_HOME === undefined) delete process.env.VBOX_USER_HOME
+      else process.env.VBOX_USER_HOME = VBOX_USER_HOME
+    }
+  },
+)
+
+test('prints JSON lines and nothing else with --json, and tells its end by the exit code', async ({ host, state }) => {
+  const { ova } = await demo('bios', host.dir)
+  const args = [
+    ova,
+    '--to',
+    'local',
+    '--storage',
+    join(host.dir, 'disks'),
+    '--state',
+    state,
+    '--json',
+  ]
+  const done = await program(args, host.env)
+  equal(done.code, 0, done.stderr)
+  const events = done.stdout.trim().split('\n').map((line) => JSON.parse(line) as RunEvent)
+  equal(events[0]?.event, 'plan')
+  equal(events.at(-1)?.event, 'end')
+  const failed = await program([join(host.dir, 'none.ova'), '--json'], host.env)
+  equal(failed.code, 1)
+  for (const line of failed.stdout.trim().split('\n')) JSON.parse(line)
+})
+
+locals.run()
+
+const commands = suite<{ dir: string }>('the migrate command')
+
+commands.before.each(async (context) => {
+  context.dir = await fs.mkdtemp(join(tmpdir(), 'migrate-'))
+})
+commands.after.each(({ dir }) => fs.remove(dir))
+
+commands('reads options from a JSON file', async ({ dir }) => {
+  const { ova } = await demo('bios', dir)
+  const config = join(dir, 'config.json')
+  const options = {
+    to: `bundle:${join(dir, 'b')}`,
+    name: '007',
+    cpus: 3,
+    state: join(dir, 'state'),
+  }
+  await fs.writeFile(config, `\ufeff${JSON.stringify(options)}`)
+  const { code, stderr } = await program([ova, '--config', config])
+  equal(code, 0, stderr)
+  const plan = await fs.readJson(join(dir, 'b', 'plan.json'))
+  equal(plan.name, '007')
+  equal(plan.vm.cpus, 3)
+})
+
+commands('says what is wrong in a sentence, without a stack', async ({ dir }) => {
+  const none = join(dir, 'none.vdi')
+  const { code, stdout, stderr } = await program([none, '--to', `bundle:${join(dir, 'b')}`])
+  equal(code, 1)
+  equal(stdout, '')
+  match(stderr, /none\.vdi/)
+  ok(!/\n\s+at /.test(stderr), stderr)
+  equal(await fs.pathExists(join(dir, 'b')), false)
+})
+
+commands('stops at Ctrl-C, leaves no half-written disk and says how to go on', async ({ dir }) => {
+  // random data, so that there is something to convert for a while
+  const source = join(dir, 'big.img')
+  const chunk = Buffer.alloc(64 * 1024 ** 2, createHash('sha512').update('seed').digest())
+  for (let n = 0; n < 8; n++) await fs.appendFile(source, chunk)
+  const child = spawn(process.execPath, [
+    ...runtime(),
+    join(root, 'recipes', 'migrate.ts'),
+    source,
+    ...[
+      '--generation',
+      '1',
+      '--to',
+      `bundle:${join(dir, 'b')}`,
+      '--state',
+      join(dir, 'state'),
+      '--json',
+    ],
+  ])
+  const code = new Promise((resolve) => child.once('exit', resolve))
+  let text = ''
+  for await (const data of child.stdout.setEncoding('utf8')) {
+    text += data
+    if (/"event":"step"[^\n]+"started"/.test(data)) child.kill('SIGINT')
+  }
+  equal(await code, 130)
+  match(text, /Stopped\. Run the same command again to go on/)
+  equal(await fs.pathExists(join(dir, 'b')), false)
+})
+
+commands.run()
+
+async function run(options: MigrateOptions, host?: SimulatedHost) {
+  const events: RunEvent[] = []
+  const outcome = await migrate(options, {
+    screen: (event) => events.push(event),
+    ...(host && { host: () => lent(host) }),
+  })
+  return { outcome, events }
+}
+
+async function failure(options: MigrateOptions, host?: SimulatedHost): Promise<string> {
+  let message = ''
+  await rejects(run(options, host), (error: Error) => (message = error.message) !== '')
+  return message
+}
+
+/** The test's host, which a recipe may use but not close. */
+function lent({ ps }: SimulatedHost) {
+  return { ps, here: (path: string) => Promise.resolve(path), close: () => Promise.resolve() }
+}
+
+function next(events: RunEvent[]): string {
+  const end = events.at(-1)
+  return end?.event === 'end' ? end.next.join('\n') : ''
+}
+
+async function tree(dir: string): Promise<Record<string, number>> {
+  const names = await fs.readdir(dir, { recursive: true }) as string[]
+  const found: Record<string, number> = {}
+  for (const name of names.sort()) {
+    found[relative(dir, join(dir, name))] = (await fs.stat(join(dir, name))).mtimeMs
+  }
+  return found
+}
+
+async function deploy({ env }: SimulatedHost, bundle: string, ...args: string[]) {
+  return await output(process.env.POWERSHELL || 'pwsh', [
+    ...['-NoProfile', '-ExecutionPolicy', 'Bypass', '-File', join(bundle, 'Deploy.ps1')],
+    ...args,
+  ], env)
+}
+
+function program(args: string[], env = process.env) {
+  return output(process.execPath, [...runtime(), join(root, 'recipes', 'migrate.ts'), ...args], env)
+}
+
+function runtime(): string[] {
+  return 'Deno' in globalThis ? ['run', '-A'] : []
+}
+
+function output(file: string, args: string[], env: NodeJS.ProcessEnv) {
+  return new Promise<{ code: number; stdout: string; stderr: string }>((resolve) =>
+    execFile(
+      file,
+      args,
+      { env: { ...env, NO_COLOR: '1' } },
+      (error, stdout, stderr) =>
+        resolve({ code: error === null ? 0 : Number(error.code), stdout, stderr }),
+    )
+  )
+}

@@ -1,0 +1,206 @@
+/** What holds for every task: its file, its command line, its copy elsewhere, its scripts. */
+import fs from 'fs-extra'
+import { deepEqual, equal, match, ok } from 'node:assert/strict'
+import { execFile } from 'node:child_process'
+import { tmpdir } from 'node:os'
+import { delimiter, join } from 'node:path'
+import process from 'node:process'
+import { suite } from 'uvu'
+import { demo } from '../../fixtures/demo.ts'
+import { attachAdapter, undoAttachAdapter } from '../../tasks/attach-adapter.ts'
+import { checkHost } from '../../tasks/check-host.ts'
+import { createSwitch, undoCreateSwitch } from '../../tasks/create-switch.ts'
+import { createVm, undoCreateVm } from '../../tasks/create-vm.ts'
+import { enableNested, undoEnableNested } from '../../tasks/enable-nested.ts'
+import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
+import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
+import { startVm, undoStartVm } from '../../tasks/start-vm.ts'
+import { type PowerShell, script } from '../../tasks/task.ts'
+import { toggleShare, undoToggleShare } from '../../tasks/toggle-share.ts'
+import { convertDisk } from '../../tasks/convert-disk.ts'
+import { needs } from '../needs.ts'
+import { analyze } from './analyze.ts'
+import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+
+const root = join(import.meta.dirname, '..', '..')
+const tasks = (await fs.readdir(join(root, 'tasks')))
+  .filter((name) => name.endsWith('.ts') && name !== 'task.ts')
+const bin = join(root, 'node_modules', '.bin')
+const RUNTIMES = { zx: ['zx'], node: ['node'], deno: ['deno', 'run', '-A'] }
+
+const files = suite('every task')
+
+files('has a test of its own', async () => {
+  for (const task of tasks) {
+    ok(await fs.pathExists(join(root, 'test', 'tasks', task.replace('.ts', '.test.ts'))), task)
+  }
+})
+
+files('imports npm packages, node: and ./task.ts, and no other task', async () => {
+  for (const task of tasks) {
+    const source = await fs.readFile(join(root, 'tasks', task), 'utf8')
+    match(source, /^#!\/usr\/bin\/env zx\n\/\*\* /, task)
+    const own = task.replace('.ts', '')
+    const local = [...source.matchAll(/from '(\.[^']+)'/g)].map(([, path]) => path as string)
+      .filter((path) => path !== './task.ts' && !path.startsWith(`./${own}/`))
+    deepEqual(local, [], task)
+  }
+})
+
+files('has a help with an example, and refuses what it does not know', async () => {
+  for (const task of tasks) {
+    const [help, wrong] = await Promise.all([
+      run('node', [join('tasks', task), '--help']),
+      run('node', [join('tasks', task), '--no-such-option']),
+    ])
+    equal(help.code, 0, task)
+    match(help.stdout, /Examples:\n {2}npx zx tasks/, task)
+    equal(wrong.code, 1, task)
+    equal(wrong.stdout, '', task)
+    ok(wrong.stderr.length > 0, task)
+  }
+})
+
+files.run()
+
+const jobs = suite<{ host: SimulatedHost; dir: string }>('every task alone')
+const test = needs(jobs, 'pwsh')
+
+jobs.before.each(async (context) => {
+  context.host = await simulatedHost()
+  // what `npm install zx yargs ...` leaves in an empty folder
+  context.dir = await fs.mkdtemp(join(tmpdir(), 'copied-'))
+  await fs.symlink(join(root, 'node_modules'), join(context.dir, 'node_modules'), 'junction')
+  const { dependencies } = await fs.readJson(join(root, 'package.json'))
+  await fs.writeJson(join(context.dir, 'package.json'), { dependencies })
+})
+jobs.after.each(async ({ host, dir }) => {
+  await host.close()
+  await fs.remove(dir)
+})
+
+for (const [runtime, program] of Object.entries(RUNTIMES)) {
+  test(`does its job copied with task.ts into an empty folder, under ${runtime}`, async ({ host, dir }) => {
+    const { vdi, ova } = await demo('bios', dir)
+    const disk = join(dir, 'demo.vhdx')
+    // each line depends on those before it, and all tasks but task.ts occur
+    const commands = [
+      ['inspect-vm', ova],
+      ['convert-disk', '--from', vdi, '--to', disk],
+      ['check-host', '--vm', 'demo', '--internal', 'Static-NAT', '--host-ip', '192.168.56.1/24'],
+      ['place-disk', '--from', disk, '--to', join(dir, 'placed', 'demo.vhdx')],
+      ['create-switch', '--switch', '桥接', '--type', 'external', '--adapter', 'Wi-Fi'],
+      ['toggle-share', 'off', '--switch', '桥接'],
+      ['create-switch', '--switch', 'Static-NAT', '--type', 'internal'],
+      ['set-static-ip', '--switch', 'Static-NAT', '--host-ip', '192.168.56.1/24', '--nat'],
+      ['create-vm', '--vm', 'demo', '--disk', disk, '--memory', '256MB'],
+      ['attach-adapter', '--vm', 'demo', '--switch', 'Static-NAT', '--mac', '08:00:27:00:00:07'],
+      ['enable-nested', '--vm', 'demo'],
+      ['start-vm', '--vm', 'demo'],
+    ]
+    deepEqual(tasks.filter((task) => !commands.some(([name]) => `${name}.ts` === task)), [])
+    for (const [task = '', ...args] of commands) {
+      const alone = join(dir, `alone-${task}`)
+      for (const name of [`${task}.ts`, 'task.ts', ...(task === 'convert-disk' ? [task] : [])]) {
+        await fs.copy(join(root, 'tasks', name), join(alone, name))
+      }
+      const { code, stdout, stderr } = await run(program[0] as string, [
+        ...program.slice(1),
+        join(alone, `${task}.ts`),
+        ...args,
+      ], { cwd: dir, env: host.env })
+      equal(code, 0, `${task}: ${stderr}`)
+      equal(stdout.trim().split('\n').length, 1, `${task} prints one line: ${stdout}`)
+      ok(typeof JSON.parse(stdout) === 'object', task)
+      equal(stderr, '', task)
+    }
+    const [vm] = (await host.state()).vms
+    equal(vm.name, 'demo')
+  })
+}
+
+test('leaves the host as it was on a dry run, and its scripts have no syntax that 5.1 lacks', async ({ host, dir }) => {
+  const scripts: Record<string, string> = {}
+  const noted = (name: string): PowerShell => (pieces, ...values) => {
+    scripts[name] = script(pieces, ...values)
+    return host.ps(pieces, ...values)
+  }
+  const { vdi } = await demo('bios', dir)
+  const disk = join(dir, 'demo.vhdx')
+  await convertDisk({ from: vdi, to: disk })
+  const placed = join(dir, 'placed.vhdx')
+  const done: (() => Promise<unknown>)[] = []
+  /** Asks, compares the host's state, does it, and asks again. */
+  const job = async <O, R extends { changed: boolean }>(
+    task: (options: O, ps?: PowerShell) => Promise<R>,
+    options: Omit<O, 'dryRun'>,
+    undo: (result: R, ps?: PowerShell) => Promise<unknown>,
+  ) => {
+    const before = await host.text()
+    const would = await task({ ...options, dryRun: true } as O, noted(task.name))
+    equal(await host.text(), before, `${task.name} changes something on a dry run`)
+    const result = await task(options as O, host.ps)
+    equal(result.changed, true, task.name)
+    equal(would.changed, true, task.name)
+    const after = await host.text()
+    equal(
+      (await task(options as O, host.ps)).changed,
+      false,
+      `${task.name} changes something twice`,
+    )
+    equal(await host.text(), after, task.name)
+    done.push(() => undo(result, noted(undo.name)))
+  }
+  const seed = JSON.parse(await host.text())
+  await checkHost(
+    { vm: 'demo', internal: 'Static-NAT', hostIp: '192.168.56.1/24', nat: true },
+    noted('checkHost'),
+  )
+  deepEqual(JSON.parse(await host.text()), seed)
+  await job(placeDisk, { from: disk, to: placed }, undoPlaceDisk)
+  await job(
+    createSwitch,
+    { switch: '桥接', type: 'external' as const, adapter: 'Wi-Fi' },
+    undoCreateSwitch,
+  )
+  await job(toggleShare, { state: 'off' as const, switch: '桥接' }, undoToggleShare)
+  await job(createSwitch, { switch: 'Static-NAT', type: 'internal' as const }, undoCreateSwitch)
+  await job(
+    setStaticIp,
+    { switch: 'Static-NAT', hostIp: '192.168.56.1/24', nat: true },
+    undoSetStaticIp,
+  )
+  await job(createVm, { vm: 'demo', disk: [placed] }, undoCreateVm)
+  await job(attachAdapter, { vm: 'demo', switch: 'Static-NAT' }, undoAttachAdapter)
+  await job(enableNested, { vm: 'demo' }, undoEnableNested)
+  await job(startVm, { vm: 'demo' }, undoStartVm)
+  for (const undo of done.reverse()) await undo()
+  equal((await host.state()).vms.length, 0)
+
+  const folder = join(dir, 'scripts')
+  for (const [name, text] of Object.entries(scripts)) {
+    await fs.outputFile(join(folder, `${name}.ps1`), `\ufeff${text}`)
+  }
+  deepEqual(await analyze(host.ps, folder), [])
+})
+
+jobs.run()
+
+function run(
+  program: string,
+  args: string[],
+  { cwd = root, env = process.env }: { cwd?: string; env?: NodeJS.ProcessEnv } = {},
+): Promise<{ code: number; stdout: string; stderr: string }> {
+  return new Promise((resolve) => {
+    execFile(
+      program,
+      args,
+      {
+        cwd,
+        shell: process.platform === 'win32',
+        env: { ...env, NO_COLOR: '1', PATH: `${bin}${delimiter}${env.PATH}` },
+      },
+      (error, stdout, stderr) => resolve({ code: error ? Number(error.code) : 0, stdout, stderr }),
+    )
+  })
+}
