@@ -3,17 +3,24 @@
 import { command, dryRun, powershell } from './task.ts'
 
 export interface EnableNestedOptions {
-  /** The VM's name. It has to be off. */
+  /** The VM's name. The VM has to be off. */
   vm: string
   /** @default false */
   dryRun?: boolean
 }
 
 export interface EnableNestedResult {
+  changed: boolean
   /** The VM's id, by which the undo finds it again. */
   id: string
-  changed: boolean
-  before: { nested: boolean; dynamicMemory: boolean; spoofing: string[] }
+  vm: string
+  /** What was so before; absent when nothing changed. */
+  before?: {
+    nested: boolean
+    dynamicMemory: boolean
+    /** Ids of the adapters that could not send with another MAC than their own. */
+    unspoofed: string[]
+  }
 }
 
 /**
@@ -28,52 +35,98 @@ export async function enableNested(
   { vm, dryRun = false }: EnableNestedOptions,
   ps = powershell,
 ): Promise<EnableNestedResult> {
+  refuseName(vm)
   const { stdout } = await ps`
     $name = ${vm}
     $dryRun = ${dryRun}
+    $cannot = "Cannot enable nesting for ""$name"":"
+    $typed = [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent([WildcardPattern]::Escape($name))
+
     $found = @(Get-VM | Where-Object { $_.Name.Equals($name, 'OrdinalIgnoreCase') })
-    if ($found.Count -ne 1) { throw "Cannot enable nesting: $($found.Count) VMs are named ""$name"". Run: Get-VM" }
+    if ($found.Count -eq 0) { throw "$cannot there is no such VM. Run: Get-VM" }
+    if ($found.Count -gt 1) {
+      throw "$cannot $($found.Count) VMs have that name, with the ids $(@($found | ForEach-Object { [string]$_.Id }) -join ', '). Run: Rename-VM"
+    }
     $vm = $found[0]
     $processor = Get-VMProcessor -VM $vm
     $memory = Get-VMMemory -VM $vm
-    $unspoofed = @(Get-VMNetworkAdapter -VM $vm | Where-Object MacAddressSpoofing -ne 'On')
-    $before = [ordered]@{
-      nested = [bool]$processor.ExposeVirtualizationExtensions
-      dynamicMemory = [bool]$memory.DynamicMemoryEnabled
-      spoofing = @($unspoofed | ForEach-Object { $_.Id })
-    }
-    $changed = -not $before.nested -or $before.dynamicMemory -or $unspoofed.Count -gt 0
-    if ($changed -and $vm.State -ne 'Off') {
-      throw "Cannot enable nesting for ""$name"": it is $($vm.State), and only a VM that is off takes it. Run: Stop-VM -Name '$name'"
-    }
-    if ($changed -and -not $dryRun) {
-      if ($before.dynamicMemory) { Set-VMMemory -VM $vm -DynamicMemoryEnabled $false }
-      Set-VMProcessor -VM $vm -ExposeVirtualizationExtensions $true
-      $unspoofed | Set-VMNetworkAdapter -MacAddressSpoofing On
-      if (-not (Get-VMProcessor -VM $vm).ExposeVirtualizationExtensions) {
-        throw "Cannot enable nesting for ""$name"": the setting did not stay. On AMD it needs Windows 11 or Windows Server 2022"
+    $unspoofed = @(Get-VMNetworkAdapter -VM $vm | Where-Object { [string]$_.MacAddressSpoofing -ne 'On' })
+    $nested = [bool]$processor.ExposeVirtualizationExtensions
+    $dynamic = [bool]$memory.DynamicMemoryEnabled
+    $changed = -not $nested -or $dynamic -or $unspoofed.Count -gt 0
+    $result = [ordered]@{ changed = $changed; id = [string]$vm.Id; vm = $vm.Name }
+    if ($changed) {
+      $result.before = [ordered]@{
+        nested = $nested; dynamicMemory = $dynamic; unspoofed = @($unspoofed | ForEach-Object { [string]$_.Id })
       }
     }
-    ConvertTo-Json -Compress -Depth 4 ([ordered]@{ id = [string]$vm.Id; changed = $changed; before = $before })`
+
+    if ($changed -and [string]$vm.State -eq 'Saved') {
+      throw "$cannot it is saved, and a saved VM keeps the processor it was saved with. Run: Start-VM -Name '$typed', shut the guest down, and run again"
+    }
+    if ($changed -and [string]$vm.State -ne 'Off') {
+      throw "$cannot it is $($vm.State), and only a VM that is off takes it. Run: Stop-VM -Name '$typed'"
+    }
+    # on AMD the set would succeed and the start fail (jamesstringer90/Easy-GPU-PV#7)
+    $least = if ($env:PROCESSOR_IDENTIFIER -like '*AuthenticAMD*') { '9.3' } else { '8.0' }
+    if (-not $nested -and [version]$vm.Version -lt [version]$least) {
+      $hosts = if ($least -eq '9.3') { 'Windows 11 and Windows Server 2022' } else { 'Windows 10 and Windows Server 2016' }
+      throw "$cannot its configuration version is $($vm.Version), and on this processor it takes $least, which hosts from $hosts on have. Run there: Update-VMVersion -Name '$typed' -Force, which cannot be taken back"
+    }
+
+    if ($changed -and -not $dryRun) {
+      try {
+        if ($dynamic) { Set-VMMemory -VM $vm -DynamicMemoryEnabled $false }
+        if (-not $nested) { Set-VMProcessor -VM $vm -ExposeVirtualizationExtensions $true }
+        foreach ($adapter in $unspoofed) { Set-VMNetworkAdapter -VMNetworkAdapter $adapter -MacAddressSpoofing On }
+        if (-not (Get-VMProcessor -VM $vm).ExposeVirtualizationExtensions) {
+          throw "$cannot the setting did not stay, so the processor or Windows does not take it. Run: systeminfo"
+        }
+      } catch {
+        $failure = $_
+        foreach ($adapter in $unspoofed) { Set-VMNetworkAdapter -VMNetworkAdapter $adapter -MacAddressSpoofing Off }
+        if (-not $nested) { Set-VMProcessor -VM $vm -ExposeVirtualizationExtensions $false }
+        if ($dynamic) { Set-VMMemory -VM $vm -DynamicMemoryEnabled $true }
+        throw $failure
+      }
+    }
+    ConvertTo-Json -InputObject $result -Compress -Depth 4`
   return JSON.parse(stdout) as EnableNestedResult
 }
 
-/** Puts back what {@link enableNested} changed. */
+/** Puts back what {@link enableNested} changed. The VM has to be off again. */
 export async function undoEnableNested(
-  { id, changed, before }: EnableNestedResult,
+  { id, before }: EnableNestedResult,
   ps = powershell,
 ): Promise<void> {
-  if (!changed) return
+  if (before === undefined) return
   await ps`
     $id = ${id}
     $nested = ${before.nested}
     $dynamicMemory = ${before.dynamicMemory}
-    $spoofing = ${before.spoofing}
+    $unspoofed = ${before.unspoofed}
     $vm = Get-VM | Where-Object { [string]$_.Id -eq $id }
     if ($null -eq $vm) { return }
-    Set-VMProcessor -VM $vm -ExposeVirtualizationExtensions $nested
-    Set-VMMemory -VM $vm -DynamicMemoryEnabled $dynamicMemory
-    Get-VMNetworkAdapter -VM $vm | Where-Object Id -in $spoofing | Set-VMNetworkAdapter -MacAddressSpoofing Off`
+    $flag = [bool](Get-VMProcessor -VM $vm).ExposeVirtualizationExtensions -ne $nested
+    $memory = [bool](Get-VMMemory -VM $vm).DynamicMemoryEnabled -ne $dynamicMemory
+    if (($flag -or $memory) -and [string]$vm.State -ne 'Off') {
+      $typed = [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent([WildcardPattern]::Escape($vm.Name))
+      throw "Cannot take nesting from ""$($vm.Name)"": it is $($vm.State), and only a VM that is off gives it back. Run: Stop-VM -Name '$typed'"
+    }
+    if ($flag) { Set-VMProcessor -VM $vm -ExposeVirtualizationExtensions $nested }
+    if ($memory) { Set-VMMemory -VM $vm -DynamicMemoryEnabled $dynamicMemory }
+    Get-VMNetworkAdapter -VM $vm |
+      Where-Object { [string]$_.Id -in $unspoofed -and [string]$_.MacAddressSpoofing -eq 'On' } |
+      ForEach-Object { Set-VMNetworkAdapter -VMNetworkAdapter $_ -MacAddressSpoofing Off }`
+}
+
+function refuseName(vm: string): void {
+  // deno-lint-ignore no-control-regex -- these are what is refused
+  if (vm.trim() !== '' && vm.length <= 100 && !/[\u0000-\u001f\u007f]/.test(vm)) return
+  throw new TypeError(
+    `Cannot look for a VM named ${JSON.stringify(vm)}: ` +
+      'a name is 1 to 100 characters and no control characters. Run: Get-VM',
+  )
 }
 
 await command(

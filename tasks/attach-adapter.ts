@@ -1,0 +1,247 @@
+#!/usr/bin/env zx
+/** Give a Hyper-V VM a network adapter by name: its switch and its MAC address. */
+import { command, dryRun, powershell } from './task.ts'
+
+export interface AttachAdapterOptions {
+  /** The VM's name. */
+  vm: string
+  /**
+   * The switch's name. `Default Switch` is the one that Windows makes, whatever Windows calls it.
+   * @default a new adapter is not connected, one that is there stays where it is
+   */
+  switch?: string | undefined
+  /** The adapter's name. @default the switch's, or `Network Adapter` without a switch */
+  name?: string | undefined
+  /**
+   * Its address, e.g. `08-00-27-AA-BB-CC`, `08:00:27:aa:bb:cc`, `0800.27aa.bbcc` or `080027AABBCC`.
+   * @default Hyper-V gives a new adapter one at its first start; one that is there keeps what it has
+   */
+  mac?: string | undefined
+  /** @default false */
+  dryRun?: boolean | undefined
+}
+
+export interface AttachAdapterResult {
+  changed: boolean
+  /** The VM's id. */
+  id: string
+  vm: string
+  /** The adapter's id, by which the undo finds it again; null when a dry run found no such adapter. */
+  adapter: string | null
+  name: string
+  /** The switch's name; null when not connected. */
+  switch: string | null
+  /** 12 hexadecimal digits; null when Hyper-V chooses. */
+  mac: string | null
+  /** What an adapter that was there had. Absent when it was made, or nothing changed. */
+  before?: {
+    switch: string | null
+    /** Null when not connected. */
+    switchId: string | null
+    /** Null when Hyper-V chose it. */
+    mac: string | null
+  }
+}
+
+/**
+ * Makes the adapter, or connects the one of that name and gives it the address.
+ *
+ * A MAC address changes only while the VM is off, and an adapter is added to a running VM only in
+ * generation 2 (learn.microsoft.com/windows-server/virtualization/hyper-v/plan; assumptions for the
+ * exact states). An address that another VM's adapter or the host has is refused, for two of them on
+ * one network take each other's frames.
+ */
+export async function attachAdapter(
+  { vm, switch: switchName, name = switchName ?? 'Network Adapter', mac, dryRun = false }:
+    AttachAdapterOptions,
+  ps = powershell,
+): Promise<AttachAdapterResult> {
+  refuseName('VM', vm)
+  refuseName('adapter', name)
+  if (switchName !== undefined) refuseName('switch', switchName)
+  const address = mac === undefined ? undefined : macAddress(name, mac)
+  const { stdout } = await ps`
+    $name = ${vm}
+    $adapterName = ${name}
+    $switchName = ${switchName}
+    $mac = ${address}
+    $dryRun = ${dryRun}
+    $cannot = "Cannot attach the adapter ""$adapterName"" to ""$name"":"
+    $typed = [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent([WildcardPattern]::Escape($name))
+
+    $found = @(Get-VM | Where-Object { $_.Name.Equals($name, 'OrdinalIgnoreCase') })
+    if ($found.Count -eq 0) { throw "$cannot there is no such VM. Run: Get-VM" }
+    if ($found.Count -gt 1) {
+      throw "$cannot $($found.Count) VMs have that name, with the ids $(@($found | ForEach-Object { [string]$_.Id }) -join ', '). Run: Rename-VM"
+    }
+    $vm = $found[0]
+    $state = [string]$vm.State
+    $switch = $null
+    if ($null -ne $switchName) {
+      $switches = @(Get-VMSwitch | Where-Object { $_.Name.Equals($switchName, 'OrdinalIgnoreCase') })
+      # its name is translated, its id is not
+      if ($switches.Count -eq 0 -and $switchName.Equals('Default Switch', 'OrdinalIgnoreCase')) {
+        $switches = @(Get-VMSwitch | Where-Object { [string]$_.Id -eq 'c08cb7b8-9b3c-408e-8e30-5e16a3aeb444' })
+      }
+      if ($switches.Count -eq 0) { throw "$cannot there is no switch ""$switchName"". Run: Get-VMSwitch" }
+      if ($switches.Count -gt 1) {
+        throw "$cannot $($switches.Count) switches are named ""$switchName"", with the ids $(@($switches | ForEach-Object { [string]$_.Id }) -join ', '). Run: Rename-VMSwitch"
+      }
+      $switch = $switches[0]
+    }
+    $adapters = @(Get-VMNetworkAdapter -VM $vm)
+    $named = @($adapters | Where-Object { $_.Name.Equals($adapterName, 'OrdinalIgnoreCase') })
+    if ($named.Count -gt 1) {
+      throw "$cannot it has $($named.Count) adapters of that name. Run: Get-VMNetworkAdapter -VMName '$typed' | Select-Object -First 1 | Rename-VMNetworkAdapter -NewName 'another name'"
+    }
+    $adapter = $named | Select-Object -First 1
+    if ($null -ne $mac) {
+      $twins = @(Get-VMNetworkAdapter -All | Where-Object { $_.MacAddress -eq $mac -and [string]$_.Id -ne [string]$adapter.Id })
+      if ($twins.Count -gt 0) {
+        $owner = if ($twins[0].IsManagementOs) { 'the host' } else { "the VM ""$($twins[0].VMName)""" }
+        throw "$cannot $owner has the MAC address $mac already. Run: Get-VMNetworkAdapter -All | Where-Object MacAddress -EQ $mac"
+      }
+    }
+
+    $result = [ordered]@{ changed = $true; id = [string]$vm.Id; vm = $vm.Name; adapter = $null; name = $adapterName; switch = $null; mac = $mac }
+    if ($switch) { $result.switch = $switch.Name }
+    $connect = $null -ne $switch
+    $readdress = $null -ne $mac
+    if ($adapter) {
+      $before = [ordered]@{ switch = $null; switchId = $null; mac = $null }
+      if ($adapter.SwitchName) { $before.switch = [string]$adapter.SwitchName; $before.switchId = [string]$adapter.SwitchId }
+      if (-not $adapter.DynamicMacAddressEnabled) { $before.mac = [string]$adapter.MacAddress }
+      $connect = $connect -and [string]$switch.Id -ne $before.switchId
+      $readdress = $readdress -and $mac -ne $before.mac
+      $result.adapter = [string]$adapter.Id
+      $result.name = $adapter.Name
+      if ($null -eq $switch) { $result.switch = $before.switch }
+      if ($null -eq $mac) { $result.mac = $before.mac }
+      $result.changed = $connect -or $readdress
+      if ($result.changed) { $result.before = $before }
+      if ($readdress -and $state -ne 'Off') {
+        throw "$cannot the VM is $state, and a MAC address changes only while it is off. Run: Stop-VM -Name '$typed'"
+      }
+    } else {
+      if ($state -ne 'Off' -and -not ($state -eq 'Running' -and $vm.Generation -eq 2)) {
+        throw "$cannot the VM is of generation $($vm.Generation) and $state, and takes a new adapter only while it is off. Run: Stop-VM -Name '$typed'"
+      }
+      if (@($adapters | Where-Object { -not $_.IsLegacy }).Count -ge 8) {
+        throw "$cannot the VM has 8 adapters, and Hyper-V takes no more. Run: Get-VMNetworkAdapter -VMName '$typed', and Remove-VMNetworkAdapter for one it can spare"
+      }
+    }
+
+    if ($result.changed -and -not $dryRun) {
+      $made = $null
+      try {
+        if ($null -eq $adapter) {
+          $new = @{ Name = $adapterName; Passthru = $true }
+          if ($readdress) { $new.StaticMacAddress = $mac }
+          $made = Add-VMNetworkAdapter -VM $vm @new
+          $adapter = $made
+        } elseif ($readdress) {
+          Set-VMNetworkAdapter -VMNetworkAdapter $adapter -StaticMacAddress $mac
+        }
+        if ($connect) { Connect-VMNetworkAdapter -VMNetworkAdapter $adapter -VMSwitch $switch }
+        $result.adapter = [string]$adapter.Id
+      } catch {
+        $failure = $_
+        if ($made) { Remove-VMNetworkAdapter -VMNetworkAdapter $made }
+        elseif ($readdress -and $null -eq $before.mac) { Set-VMNetworkAdapter -VMNetworkAdapter $adapter -DynamicMacAddress }
+        elseif ($readdress) { Set-VMNetworkAdapter -VMNetworkAdapter $adapter -StaticMacAddress $before.mac }
+        throw $failure
+      }
+    }
+    ConvertTo-Json -InputObject $result -Compress -Depth 4`
+  return JSON.parse(stdout) as AttachAdapterResult
+}
+
+/** Removes the adapter that {@link attachAdapter} made, or gives it the switch and address it had. */
+export async function undoAttachAdapter(
+  { changed, id, adapter, before }: AttachAdapterResult,
+  ps = powershell,
+): Promise<void> {
+  if (!changed || adapter === null) return
+  await ps`
+    $id = ${id}
+    $adapterId = ${adapter}
+    $made = ${before === undefined}
+    $switchId = ${before?.switchId}
+    $switchName = ${before?.switch}
+    $mac = ${before?.mac}
+    $vm = Get-VM | Where-Object { [string]$_.Id -eq $id }
+    if ($null -eq $vm) { return }
+    $adapter = Get-VMNetworkAdapter -VM $vm | Where-Object { [string]$_.Id -eq $adapterId }
+    if ($null -eq $adapter) { return }
+    $state = [string]$vm.State
+    $typed = [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent([WildcardPattern]::Escape($vm.Name))
+    if ($made) {
+      if ($state -ne 'Off' -and -not ($state -eq 'Running' -and $vm.Generation -eq 2)) {
+        throw "Cannot remove the adapter ""$($adapter.Name)"" from ""$($vm.Name)"": the VM is of generation $($vm.Generation) and $state, and loses an adapter only while it is off. Run: Stop-VM -Name '$typed'"
+      }
+      Remove-VMNetworkAdapter -VMNetworkAdapter $adapter
+      return
+    }
+    $has = $null
+    if (-not $adapter.DynamicMacAddressEnabled) { $has = [string]$adapter.MacAddress }
+    if ($has -ne $mac) {
+      if ($state -ne 'Off') {
+        throw "Cannot give the adapter ""$($adapter.Name)"" of ""$($vm.Name)"" its MAC address back: the VM is $state, and it changes only while the VM is off. Run: Stop-VM -Name '$typed'"
+      }
+      if ($null -eq $mac) { Set-VMNetworkAdapter -VMNetworkAdapter $adapter -DynamicMacAddress }
+      else { Set-VMNetworkAdapter -VMNetworkAdapter $adapter -StaticMacAddress $mac }
+    }
+    $connected = $null
+    if ($adapter.SwitchName) { $connected = [string]$adapter.SwitchId }
+    if ($connected -eq $switchId) { return }
+    $switch = Get-VMSwitch | Where-Object { [string]$_.Id -eq $switchId }
+    if ($switch) { Connect-VMNetworkAdapter -VMNetworkAdapter $adapter -VMSwitch $switch; return }
+    if ($connected) { Disconnect-VMNetworkAdapter -VMNetworkAdapter $adapter }
+    if ($switchId) { Write-Warning "The switch ""$switchName"" is gone, so the adapter ""$($adapter.Name)"" of ""$($vm.Name)"" is not connected" }`
+}
+
+function refuseName(what: string, name: string): void {
+  // deno-lint-ignore no-control-regex -- these are what is refused
+  if (name.trim() !== '' && name.length <= 256 && !/[\u0000-\u001f\u007f]/.test(name)) return
+  throw new TypeError(
+    `Cannot use ${JSON.stringify(name)} as the name of the ${what}: ` +
+      'it is 1 to 256 characters and no control characters. Run: Get-VMNetworkAdapter -All',
+  )
+}
+
+/** The 12 digits of an address that an adapter can have. */
+function macAddress(adapter: string, mac: string): string {
+  const notations =
+    /^[\da-f]{12}$|^[\da-f]{2}([:-])(?:[\da-f]{2}\1){4}[\da-f]{2}$|^(?:[\da-f]{4}\.){2}[\da-f]{4}$/i
+  const cannot = `Cannot give the adapter "${adapter}" the MAC address ${JSON.stringify(mac)}:`
+  if (!notations.test(mac)) {
+    throw new TypeError(
+      `${cannot} it is not 12 hexadecimal digits. Run again with --mac 08-00-27-AA-BB-CC`,
+    )
+  }
+  const digits = mac.replace(/[^\da-f]/gi, '').toUpperCase()
+  if (/^0+$/.test(digits)) {
+    throw new RangeError(
+      `${cannot} it is no address. Run again without --mac, and Hyper-V chooses one`,
+    )
+  }
+  if (Number.parseInt(digits.slice(0, 2), 16) & 1) {
+    throw new RangeError(
+      `${cannot} it stands for many adapters (its first byte is odd). Run again with the address of one`,
+    )
+  }
+  return digits
+}
+
+await command(
+  import.meta,
+  'Give a VM a network adapter, connect it and set its MAC address',
+  {
+    vm: { type: 'string', demandOption: true, describe: 'The VM’s name', example: 'Win10' },
+    switch: { type: 'string', describe: 'The switch’s name', example: 'Static-NAT' },
+    name: { type: 'string', describe: 'The adapter’s name [default: the switch’s]' },
+    mac: { type: 'string', describe: 'Its MAC address', example: '08-00-27-AA-BB-CC' },
+    dryRun,
+  },
+  attachAdapter,
+)
