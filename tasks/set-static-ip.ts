@@ -90,7 +90,9 @@ export async function setStaticIp(
     if ($found.Count -eq 1) { $vSwitch = $found[0] }
     elseif (-not $dryRun) { throw "$($what): there is no such switch. Run: New-VMSwitch -Name $(quoted $name) -SwitchType Internal" }
     $card = $null
+    $natName = $name
     if ($vSwitch) {
+      $natName = [string]$vSwitch.Name
       # the Default Switch's name is translated, its id is not
       if ([string]$vSwitch.Id -eq 'c08cb7b8-9b3c-408e-8e30-5e16a3aeb444') { throw "$($what): it is the Default Switch, whose network Windows changes at every start. Run: New-VMSwitch -Name <another name> -SwitchType Internal" }
       if ([string]$vSwitch.SwitchType -ne 'Internal') { throw "$($what): it is $(([string]$vSwitch.SwitchType).ToLowerInvariant()), and only an internal switch has a network of its own. Run: New-VMSwitch -Name <another name> -SwitchType Internal" }
@@ -128,14 +130,14 @@ export async function setStaticIp(
     if ($nat -and $others.Count -gt 0) {
       throw "Cannot make a NAT for $($prefix): the NAT ""$($others[0].Name)"" for $($others[0].InternalIPInterfaceAddressPrefix) is there, and a host has one. Run again with an address in its network or with --no-nat, or if nothing needs it, run: Get-NetNat -Name $(quoted $others[0].Name) | Remove-NetNat"
     }
-    if ($nat -eq $false -and $ours -and -not $ours.Name.Equals($name, 'OrdinalIgnoreCase')) {
+    if ($nat -eq $false -and $ours -and -not $ours.Name.Equals($natName, 'OrdinalIgnoreCase')) {
       throw "Cannot remove the NAT for $($prefix): it is ""$($ours.Name)"", which something else made. Run, if nothing needs it: Get-NetNat -Name $(quoted $ours.Name) | Remove-NetNat"
     }
 
     $natBefore = $null
     if ($ours) { $natBefore = [ordered]@{ name = [string]$ours.Name; prefix = $prefix } }
     $natAfter = $natBefore
-    if ($nat -and -not $ours) { $natAfter = [ordered]@{ name = $name; prefix = $prefix } }
+    if ($nat -and -not $ours) { $natAfter = [ordered]@{ name = $natName; prefix = $prefix } }
     if ($nat -eq $false) { $natAfter = $null }
     $before = [ordered]@{ address = $there; dhcp = $dhcp; nat = $natBefore }
     $changed = -not $there -or ($nat -and -not $ours) -or ($nat -eq $false -and $null -ne $ours)
@@ -152,7 +154,7 @@ export async function setStaticIp(
           if ($set -and [string]$set.AddressState -eq 'Duplicate') { throw "$($what): another computer on the switch has that address. Run again with another address: --host-ip" }
           if (-not $set -or [string]$set.AddressState -ne 'Preferred') { throw "$($what): Windows did not take it into use within 15 seconds. Run: Get-NetAdapter -InterfaceIndex $index" }
         }
-        if ($nat -and -not $ours) { $null = New-NetNat -Name $name -InternalIPInterfaceAddressPrefix $prefix }
+        if ($nat -and -not $ours) { $null = New-NetNat -Name $natName -InternalIPInterfaceAddressPrefix $prefix }
         if ($nat -eq $false -and $ours) { $ours | Remove-NetNat -Confirm:$false }
       } catch {
         $failure = $_
@@ -164,8 +166,8 @@ export async function setStaticIp(
         throw $failure
       }
     }
-    $answer = [ordered]@{ changed = [bool]$changed; id = $null; switch = $name; hostIp = "$address/$length"; interfaceIndex = $index; nat = $natAfter; before = $before }
-    if ($vSwitch) { $answer.id = [string]$vSwitch.Id; $answer.switch = [string]$vSwitch.Name }
+    $answer = [ordered]@{ changed = [bool]$changed; id = $null; switch = $natName; hostIp = "$address/$length"; interfaceIndex = $index; nat = $natAfter; before = $before }
+    if ($vSwitch) { $answer.id = [string]$vSwitch.Id }
     ConvertTo-Json -Compress -Depth 4 $answer`
   return JSON.parse(stdout) as SetStaticIpResult
 }

@@ -1,0 +1,358 @@
+import fs from 'fs-extra'
+import assert from 'node:assert/strict'
+import { suite } from 'uvu'
+import {
+  createSwitch,
+  type CreateSwitchOptions,
+  undoCreateSwitch,
+} from '../../tasks/create-switch.ts'
+import { needs } from '../needs.ts'
+import { runTask } from '../run-task.ts'
+import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+
+const making = suite('createSwitch')
+const test = needs(making, 'pwsh')
+const hostile = 'Bob’s "VM"; $(calc) 桥接'
+const onWifi = { switch: '桥接', type: 'external', adapter: 'Wi-Fi' } as const
+
+let host: SimulatedHost
+let seed: string
+/** The Wi-Fi adapter's description. */
+let wifi: string
+/** Another adapter, a wired one. */
+let wired: { name: string; description: string }
+
+/** Runs a script of the test's own on the host, and forgets that it ran. */
+const given: SimulatedHost['ps'] = async (pieces, ...values) => {
+  const answer = await host.ps(pieces, ...values)
+  await fs.remove(String(host.env.SIMULATED_HOST_LOG))
+  return answer
+}
+const changes = async () =>
+  (await host.calls()).map(({ cmdlet }) => cmdlet).filter((cmdlet) => !cmdlet.startsWith('Get-'))
+const switches = async () => {
+  const { stdout } = await host.ps`
+    ConvertTo-Json -Compress @(Get-VMSwitch | ForEach-Object { "$($_.Name) $($_.SwitchType) $([bool]$_.AllowManagementOS)" })`
+  return JSON.parse(stdout) as string[]
+}
+
+making.before(async () => {
+  host = await simulatedHost()
+  seed = await host.text()
+  const { stdout } = await host.ps`
+    ConvertTo-Json -Compress @(Get-NetAdapter | ForEach-Object { @{ name = $_.Name; description = $_.InterfaceDescription } })`
+  const cards: { name: string; description: string }[] = JSON.parse(stdout)
+  wifi = cards.find(({ name }) => name === 'Wi-Fi')?.description ?? ''
+  wired = cards.find(({ name }) => name === 'Ethernet') ?? { name: '', description: '' }
+})
+making.before.each(async () => {
+  await fs.writeFile(String(host.env.SIMULATED_HOST), seed)
+  await fs.remove(`${host.env.SIMULATED_HOST}.counters`)
+  await fs.remove(String(host.env.SIMULATED_HOST_LOG))
+})
+making.after(() => host.close())
+
+test('makes an external switch that the host uses too', async () => {
+  const { id, notes, before, ...rest } = await createSwitch(onWifi, host.ps)
+  assert.deepEqual(rest, {
+    changed: true,
+    switch: '桥接',
+    type: 'external',
+    adapter: wifi,
+    shared: true,
+  })
+  assert.match(String(id), /^[\da-f-]{36}$/)
+  assert.equal(before.exists, false)
+  assert.equal(before.network?.dhcp, true)
+  assert.match(
+    notes.join(),
+    /^The adapter "Wi-Fi" is Wi-Fi: access points take frames from one MAC/,
+  )
+  assert.ok((await switches()).includes('桥接 External True'))
+})
+
+test('makes internal and private switches', async () => {
+  for (const [type, shared] of [['internal', true], ['private', false]] as const) {
+    const result = await createSwitch({ switch: type, type }, host.ps)
+    assert.deepEqual([result.changed, result.shared, result.adapter], [true, shared, null])
+  }
+  const made = await switches()
+  assert.ok(made.includes('internal Internal True'))
+  assert.ok(made.includes('private Private False'))
+})
+
+test('finds the adapter by its description in any case', async () => {
+  const result = await createSwitch({ ...onWifi, adapter: wifi.toUpperCase() }, host.ps)
+  assert.equal(result.adapter, wifi)
+})
+
+test('does nothing when the switch is there', async () => {
+  const made = await createSwitch({ ...onWifi, share: false }, host.ps)
+  await createSwitch({ switch: 'Static-NAT', type: 'internal' }, host.ps)
+  const text = await host.text()
+  await fs.remove(String(host.env.SIMULATED_HOST_LOG))
+  const again: CreateSwitchOptions[] = [
+    onWifi,
+    { ...onWifi, share: false },
+    { switch: '桥接', type: 'external' },
+    { switch: 'static-nat', type: 'internal' },
+  ]
+  for (const options of again) {
+    const result = await createSwitch(options, host.ps)
+    assert.deepEqual([result.changed, result.before.exists, result.notes], [false, true, []])
+    if (options.type === 'external') assert.equal(result.id, made.id)
+    if (options.adapter) assert.equal(result.adapter, wifi)
+    await undoCreateSwitch(result, host.ps)
+  }
+  assert.deepEqual(await changes(), [])
+  assert.equal(await host.text(), text)
+})
+
+test('changes nothing on a dry run', async () => {
+  const made = await createSwitch({ ...onWifi, dryRun: true }, host.ps)
+  assert.deepEqual([made.changed, made.id, made.adapter, made.shared], [true, null, wifi, true])
+  await undoCreateSwitch(made, host.ps)
+  assert.equal(await host.text(), seed)
+  await createSwitch(onWifi, host.ps)
+  const text = await host.text()
+  const off = await createSwitch({ ...onWifi, share: false, dryRun: true }, host.ps)
+  assert.deepEqual([off.changed, off.shared, off.before.shared], [true, false, true])
+  assert.equal(await host.text(), text)
+})
+
+test('changes only sharing of a switch that is there', async () => {
+  const { id } = await createSwitch(onWifi, host.ps)
+  const before = await host.text()
+  await fs.remove(String(host.env.SIMULATED_HOST_LOG))
+  const off = await createSwitch({ ...onWifi, share: false }, host.ps)
+  assert.deepEqual([off.changed, off.id, off.shared, off.before.shared], [true, id, false, true])
+  assert.deepEqual(await changes(), ['Set-VMSwitch'])
+  assert.ok((await switches()).includes('桥接 External False'))
+  await undoCreateSwitch(off, host.ps)
+  assert.ok((await switches()).includes('桥接 External True'))
+  const text = await host.text()
+  await undoCreateSwitch(off, host.ps)
+  assert.equal(await host.text(), text)
+  assert.notEqual(before, seed)
+})
+
+test('says that the host goes offline', async () => {
+  const { notes } = await createSwitch({ ...onWifi, share: false, dryRun: true }, host.ps)
+  assert.ok(
+    notes.includes(
+      'The host is offline while the switch "桥接" is not shared: "Wi-Fi" is its only way out',
+    ),
+    notes.join(),
+  )
+})
+
+/**
+ * A state without what cannot return: order, counters, network profiles, and addresses that Windows
+ * makes up (fe80, 169.254).
+ */
+const lasting = (whole: {
+  host: Record<string, unknown>
+  profiles: unknown
+  addresses: { suffix: string }[]
+}) => {
+  const { host: { nextIfIndex: _, ...facts }, profiles: __, addresses, ...state } = whole
+  const sorted = (list: unknown) =>
+    Array.isArray(list) ? list.map((item) => JSON.stringify(item)).sort() : list
+  const lists = Object.entries(state).map(([key, value]) => [key, sorted(value)])
+  const kept = addresses.filter(({ suffix }) => suffix !== 'Link')
+  return { facts, addresses: sorted(kept), ...Object.fromEntries(lists) }
+}
+
+test('undo removes what it made, and leaves the host as it was', async () => {
+  const before = lasting(await host.state())
+  for (const share of [true, false]) {
+    const made = await createSwitch({ ...onWifi, share }, host.ps)
+    await undoCreateSwitch(made, host.ps)
+    assert.deepEqual(lasting(await host.state()), before)
+    const text = await host.text()
+    await undoCreateSwitch(made, host.ps)
+    assert.equal(await host.text(), text)
+  }
+})
+
+test('keeps the settings that the adapter was given by hand, and undo gives them back', async () => {
+  await given`
+    $null = New-NetIPAddress -InterfaceAlias Ethernet -IPAddress 192.168.77.10 -PrefixLength 24 -DefaultGateway 192.168.77.1
+    Set-DnsClientServerAddress -InterfaceAlias Ethernet -ServerAddresses 192.168.77.2, 9.9.9.9
+    Set-NetIPInterface -InterfaceAlias Ethernet -AddressFamily IPv4 -InterfaceMetric 15`
+  const before = lasting(await host.state())
+  const made = await createSwitch({ ...onWifi, adapter: 'Ethernet' }, host.ps)
+  assert.deepEqual(made.before.network, {
+    dhcp: false,
+    addresses: ['192.168.77.10/24'],
+    gateways: ['192.168.77.1'],
+    dns: ['192.168.77.2', '9.9.9.9'],
+    metric: 15,
+  })
+  const { stdout } = await host.ps`
+    $card = Get-NetAdapter | Where-Object Name -eq 'vEthernet (桥接)'
+    $ip = Get-NetIPInterface -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $card.InterfaceIndex
+    ConvertTo-Json -Compress @{
+      metric = [int]$ip.InterfaceMetric
+      addresses = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $card.InterfaceIndex | ForEach-Object IPAddress)
+      gateways = @(Get-NetRoute -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $card.InterfaceIndex | ForEach-Object NextHop)
+      dns = @((Get-DnsClientServerAddress -InterfaceIndex $card.InterfaceIndex -AddressFamily IPv4).ServerAddresses)
+    }`
+  assert.deepEqual(JSON.parse(stdout), {
+    metric: 15,
+    addresses: ['192.168.77.10'],
+    gateways: ['192.168.77.1'],
+    dns: ['192.168.77.2', '9.9.9.9'],
+  })
+  await undoCreateSwitch(made, host.ps)
+  assert.deepEqual(lasting(await host.state()), before)
+})
+
+test('undo refuses to remove a switch that a VM is on', async () => {
+  const made = await createSwitch({ switch: 'Static-NAT', type: 'internal' }, host.ps)
+  await given`$null = New-VM -Name web -NoVHD -SwitchName Static-NAT`
+  await assert.rejects(undoCreateSwitch(made, host.ps), {
+    message: 'Cannot remove the switch "Static-NAT": the VM "web" is on it. Run: ' +
+      `Get-VMNetworkAdapter -All | Where-Object SwitchId -eq ${made.id} | Disconnect-VMNetworkAdapter`,
+  })
+  assert.ok((await switches()).includes('Static-NAT Internal True'))
+})
+
+test('removes the switch again when Windows cannot bind the adapter, and says what to do', async () => {
+  const error = {
+    id: 'ObjectNotFound,Microsoft.HyperV.PowerShell.Commands.NewVMSwitch',
+    message: '找不到元素。',
+  }
+  // deno-lint-ignore no-explicit-any
+  const failures: ((state: any) => void)[] = [
+    // the id as it was seen, in the middle of making the switch; and the code alone, before it
+    (state) => state.faults = [{ cmdlet: 'New-VMSwitch', when: 'after', error }],
+    (state) => state.adapters[0].switchError = 0x80070490,
+  ]
+  for (const fail of failures) {
+    await fs.writeFile(String(host.env.SIMULATED_HOST), seed)
+    await host.change(fail)
+    const before = lasting(await host.state())
+    await assert.rejects(createSwitch(onWifi, host.ps), {
+      message:
+        'Cannot make the switch "桥接" on "Wi-Fi": Windows could not bind the adapter to it ' +
+        '(0x80070490), as happens with some Wi-Fi drivers. Update the driver and restart Windows, ' +
+        'or do without the adapter. Run again with: --type internal, and then set-static-ip with: --nat',
+    })
+    assert.deepEqual(lasting(await host.state()), before)
+  }
+})
+
+test('waits until the host’s adapter on the switch appears', async () => {
+  await host.change((state) => state.host.adapterDelay = 3)
+  assert.equal((await createSwitch(onWifi, host.ps)).changed, true)
+  const { stdout } = await host
+    .ps`@(Get-NetAdapter | Where-Object Name -eq 'vEthernet (桥接)').Count`
+  assert.equal(stdout, '1')
+})
+
+test('takes names as names', async () => {
+  for (const name of [hostile, '[a*]']) {
+    const made = await createSwitch({ switch: name, type: 'private' }, host.ps)
+    assert.equal(made.switch, name)
+    assert.equal((await createSwitch({ switch: name, type: 'private' }, host.ps)).changed, false)
+    assert.equal((await createSwitch({ switch: 'a', type: 'private' }, host.ps)).changed, true)
+    await fs.writeFile(String(host.env.SIMULATED_HOST), seed)
+  }
+})
+
+const refusals: [string, string, CreateSwitchOptions, RegExp | string][] = [
+  [
+    'an external switch without an adapter',
+    '',
+    { switch: 'x', type: 'external' },
+    'Cannot make the external switch "x": it needs a network adapter. ' +
+    'Run Get-NetAdapter for their names, and again with: --adapter',
+  ],
+  [
+    'an adapter that is not there',
+    '',
+    { switch: 'x', type: 'external', adapter: 'WLAN*' },
+    /^Cannot make the switch "x" on "WLAN\*": no network adapter has that name, among .*"Wi-Fi" \(.*\)\. Run: Get-NetAdapter$/,
+  ],
+  [
+    'a switch of another type',
+    'New-VMSwitch -Name x -SwitchType Private',
+    { switch: 'X', type: 'internal' },
+    /^Cannot make the internal switch "X": there is one of that name that is private\. Choose another name, or run: Get-VMSwitch -Id [\da-f-]{36} \| Rename-VMSwitch -NewName <another name>$/,
+  ],
+  [
+    'a switch on another adapter',
+    "New-VMSwitch -Name x -NetAdapterName 'Ethernet' -AllowManagementOS $true",
+    { ...onWifi, switch: 'x' },
+    /^Cannot move the switch "x" to "Wi-Fi": it is on ".*"\. Choose another name or that adapter, or run: Get-VMSwitch -Id /,
+  ],
+  [
+    'an adapter that another switch has',
+    'New-VMSwitch -Name "Bob’s" -NetAdapterName Wi-Fi -AllowManagementOS $true',
+    onWifi,
+    'Cannot make the switch "桥接" on "Wi-Fi": the switch "Bob’s" has that adapter, and an adapter ' +
+    "serves one switch. Run again with: --switch 'Bob’’s'",
+  ],
+  [
+    'several switches of that name',
+    'New-VMSwitch -Name x -SwitchType Private; New-VMSwitch -Name x -SwitchType Private',
+    { switch: 'x', type: 'private' },
+    /^Cannot take the switch "x": 2 switches have that name: [\da-f-]{36}, [\da-f-]{36}\. Run: /,
+  ],
+  [
+    'the Default Switch',
+    '',
+    { switch: 'Default Switch', type: 'internal' },
+    'Cannot take the switch "Default Switch": it is the Default Switch, which Windows changes by ' +
+    'itself. Choose another name',
+  ],
+]
+for (const [what, prepare, options, message] of refusals) {
+  test(`refuses ${what}`, async () => {
+    if (prepare) {
+      await given`
+        $script = ${prepare}
+        $null = & ([scriptblock]::Create($script))`
+    }
+    const text = await host.text()
+    await assert.rejects(createSwitch(options, host.ps), { message })
+    assert.equal(await host.text(), text)
+  })
+}
+
+test('refuses what makes no sense before it asks PowerShell', async () => {
+  const options: [CreateSwitchOptions, string][] = [
+    [
+      { switch: ' ', type: 'private' },
+      'Cannot make the switch " ": a name is not empty and has no control characters',
+    ],
+    [
+      { switch: 'x', type: 'internal', share: false },
+      'Cannot make the switch "x": share is for an external switch, and this one is internal. ' +
+      'Run again with: --type external',
+    ],
+    [
+      { switch: 'x', type: 'private', adapter: 'Wi-Fi' },
+      'Cannot make the switch "x": adapter is for an external switch, and this one is private. ' +
+      'Run again with: --type external',
+    ],
+  ]
+  for (const [option, message] of options) {
+    await assert.rejects(createSwitch(option, host.ps), { name: 'TypeError', message })
+  }
+  assert.deepEqual(await host.calls(), [])
+})
+
+test('runs from the command line', async () => {
+  const args = ['--switch', '桥接', '--type', 'external', '--no-share', '--adapter']
+  const done = await runTask(host, 'create-switch', ...args, wired.name)
+  assert.deepEqual([done.code, done.stderr], [0, ''])
+  const { adapter, shared } = JSON.parse(done.stdout)
+  assert.deepEqual([adapter, shared], [wired.description, false])
+  const failed = await runTask(host, 'create-switch', ...args, 'none')
+  assert.deepEqual([failed.code, failed.stdout], [1, ''])
+  assert.match(failed.stderr, /^Cannot make the switch "桥接" on "none": .*\n$/)
+})
+
+making.run()

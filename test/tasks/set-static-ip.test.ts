@@ -1,0 +1,330 @@
+import fs from 'fs-extra'
+import assert from 'node:assert/strict'
+import { suite } from 'uvu'
+import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
+import { needs } from '../needs.ts'
+import { runTask } from '../run-task.ts'
+import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+
+const setStaticIpTest = suite('setStaticIp')
+const test = needs(setStaticIpTest, 'pwsh')
+const hostile = 'Bob’s "VM"; $(calc) 桥接'
+const changing = /^(New|Set|Remove|Add|Rename|Enable|Disable)-/
+const options = { switch: 'Static-NAT', hostIp: '192.168.56.1/24' }
+
+let host: SimulatedHost
+let seed: string
+
+/** Runs a script of the test's own on the host, and forgets that it ran. */
+const given: SimulatedHost['ps'] = async (pieces, ...values) => {
+  const answer = await host.ps(pieces, ...values)
+  await fs.remove(String(host.env.SIMULATED_HOST_LOG))
+  return answer
+}
+const changes = async () =>
+  (await host.calls()).map((call) => call.cmdlet).filter((c) => changing.test(c))
+const addresses = async () => {
+  const { stdout } = await host.ps`
+    Get-NetIPAddress -AddressFamily IPv4 | ForEach-Object { $_.InterfaceAlias + ' ' + $_.IPAddress + '/' + $_.PrefixLength }`
+  return stdout.split('\n')
+}
+
+setStaticIpTest.before(async () => {
+  host = await simulatedHost()
+  seed = await host.text()
+})
+setStaticIpTest.before.each(async () => {
+  await fs.writeFile(String(host.env.SIMULATED_HOST), seed)
+  await fs.remove(`${host.env.SIMULATED_HOST}.counters`)
+  await fs.remove(String(host.env.SIMULATED_HOST_LOG))
+})
+setStaticIpTest.after(() => host.close())
+
+test('sets the address and makes the NAT', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  const result = await setStaticIp({ ...options, nat: true }, host.ps)
+  const { id, interfaceIndex, ...rest } = result
+  assert.deepEqual(rest, {
+    changed: true,
+    switch: 'Static-NAT',
+    hostIp: '192.168.56.1/24',
+    nat: { name: 'Static-NAT', prefix: '192.168.56.0/24' },
+    before: { address: false, dhcp: true, nat: null },
+  })
+  assert.match(String(id), /^[\da-f-]{36}$/)
+  assert.equal(typeof interfaceIndex, 'number')
+  assert.ok((await addresses()).includes('vEthernet (Static-NAT) 192.168.56.1/24'))
+  const { stdout } = await host.ps`
+    ConvertTo-Json -Compress @(Get-NetNat | ForEach-Object { $_.Name + ' ' + $_.InternalIPInterfaceAddressPrefix })`
+  assert.deepEqual(JSON.parse(stdout), ['Static-NAT 192.168.56.0/24'])
+})
+
+test('does nothing when address and NAT are there', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  await setStaticIp({ ...options, nat: true }, host.ps)
+  await fs.remove(String(host.env.SIMULATED_HOST_LOG))
+  const text = await host.text()
+  const result = await setStaticIp({ ...options, nat: true }, host.ps)
+  assert.equal(result.changed, false)
+  assert.deepEqual(result.before, {
+    address: true,
+    dhcp: false,
+    nat: { name: 'Static-NAT', prefix: '192.168.56.0/24' },
+  })
+  assert.deepEqual(await changes(), [])
+  assert.equal(await host.text(), text)
+})
+
+test('changes nothing on a dry run', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  const text = await host.text()
+  const result = await setStaticIp({ ...options, nat: true, dryRun: true }, host.ps)
+  assert.equal(result.changed, true)
+  assert.deepEqual(result.nat, { name: 'Static-NAT', prefix: '192.168.56.0/24' })
+  assert.equal(await host.text(), text)
+})
+
+test('answers a dry run before there is a switch', async () => {
+  const result = await setStaticIp({ ...options, nat: true, dryRun: true }, host.ps)
+  assert.deepEqual(result, {
+    changed: true,
+    id: null,
+    switch: 'Static-NAT',
+    hostIp: '192.168.56.1/24',
+    interfaceIndex: null,
+    nat: { name: 'Static-NAT', prefix: '192.168.56.0/24' },
+    before: { address: false, dhcp: true, nat: null },
+  })
+  assert.equal(await host.text(), seed)
+  await undoSetStaticIp(result, host.ps)
+  assert.equal(await host.text(), seed)
+})
+
+test('is undone to what was there, twice', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  // Windows remembers that the network had no name
+  const { profiles: _, ...before } = await host.state()
+  const result = await setStaticIp({ ...options, nat: true }, host.ps)
+  await undoSetStaticIp(result, host.ps)
+  const { profiles, ...after } = await host.state()
+  assert.deepEqual(after, before)
+  const text = await host.text()
+  await undoSetStaticIp(result, host.ps)
+  assert.equal(await host.text(), text)
+  assert.equal(profiles.length, 2)
+})
+
+test('removes its NAT with nat false, and undo makes it again', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  await setStaticIp({ ...options, nat: true }, host.ps)
+  const before = await host.state()
+  const result = await setStaticIp({ ...options, nat: false }, host.ps)
+  assert.equal(result.changed, true)
+  assert.equal(result.nat, null)
+  assert.deepEqual((await host.ps`Get-NetNat`).stdout, '')
+  await undoSetStaticIp(result, host.ps)
+  assert.deepEqual(await host.state(), before)
+})
+
+test('leaves the NAT as it is when not told', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal; $null = New-NetNat -Name other -InternalIPInterfaceAddressPrefix 172.30.0.0/16`
+  const result = await setStaticIp(options, host.ps)
+  assert.equal(result.changed, true)
+  assert.equal(result.nat, null)
+  assert.deepEqual(await changes(), ['New-NetIPAddress'])
+})
+
+test('reuses a NAT for the same network, whatever its name', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal; $null = New-NetNat -Name other -InternalIPInterfaceAddressPrefix 192.168.56.0/24`
+  const result = await setStaticIp({ ...options, nat: true }, host.ps)
+  assert.deepEqual(result.nat, { name: 'other', prefix: '192.168.56.0/24' })
+  await undoSetStaticIp(result, host.ps)
+  assert.equal((await host.ps`(Get-NetNat).Name`).stdout, 'other')
+})
+
+test('clears the host bits of the NAT’s network', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  const result = await setStaticIp(
+    { switch: 'static-nat', hostIp: '10.77.37.9/20', nat: true },
+    host.ps,
+  )
+  assert.deepEqual(result.nat, { name: 'Static-NAT', prefix: '10.77.32.0/20' })
+})
+
+test('waits until the host’s adapter on a new switch appears', async () => {
+  await host.change((state) => state.host.adapterDelay = 3)
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  assert.equal((await setStaticIp(options, host.ps)).changed, true)
+})
+
+test('takes the address away again when another computer has it', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  await host.change((state) => state.duplicates = ['192.168.56.1'])
+  const { profiles: _, ...before } = await host.state()
+  await assert.rejects(setStaticIp({ ...options, nat: true }, host.ps), {
+    message:
+      'Cannot give the host 192.168.56.1/24 on the switch "Static-NAT": another computer on ' +
+      'the switch has that address. Run again with another address: --host-ip',
+  })
+  const { profiles: __, ...after } = await host.state()
+  assert.deepEqual(after, before)
+})
+
+test('takes the address away again when Windows refuses the NAT', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  const error = { id: 'Windows System Error 87', message: 'Falscher Parameter.' }
+  await host.change((state) => state.faults = [{ cmdlet: 'New-NetNat', error }])
+  const { profiles: _, ...before } = await host.state()
+  await assert.rejects(setStaticIp({ ...options, nat: true }, host.ps), {
+    message: 'Cannot make a NAT for 192.168.56.0/24: an address of the host or another NAT is in ' +
+      'that network (87). Run: Get-NetIPAddress, and again with another network: --host-ip',
+  })
+  const { profiles: __, ...after } = await host.state()
+  assert.deepEqual(after, before)
+})
+
+test('undo is harmless when the switch is gone, and still removes the NAT', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  const result = await setStaticIp({ ...options, nat: true }, host.ps)
+  await given`Remove-VMSwitch -Name Static-NAT -Force`
+  await undoSetStaticIp(result, host.ps)
+  assert.equal((await host.ps`@(Get-NetNat).Count`).stdout, '0')
+})
+
+test('takes names as names', async () => {
+  for (const name of [hostile, '[a*]']) {
+    await given`
+      $name = ${name}
+      $null = New-VMSwitch -Name $name -SwitchType Internal`
+    const result = await setStaticIp({ ...options, switch: name, nat: true }, host.ps)
+    assert.equal(result.switch, name)
+    assert.equal(result.nat?.name, name)
+    await undoSetStaticIp(result, host.ps)
+    await assert.rejects(
+      setStaticIp({ ...options, switch: '*' }, host.ps),
+      /there is no such switch/,
+    )
+  }
+})
+
+const refusals: [
+  string,
+  string,
+  { switch?: string; hostIp?: string; nat?: boolean },
+  RegExp | string,
+][] = [
+  [
+    'no such switch',
+    '',
+    { switch: 'Bob’s' },
+    'Cannot give the host 192.168.56.1/24 on the switch "Bob’s": there is no such switch. ' +
+    "Run: New-VMSwitch -Name 'Bob’’s' -SwitchType Internal",
+  ],
+  [
+    'a private switch',
+    'New-VMSwitch -Name Static-NAT -SwitchType Private',
+    {},
+    'Cannot give the host 192.168.56.1/24 on the switch "Static-NAT": it is private, and only an ' +
+    'internal switch has a network of its own. Run: New-VMSwitch -Name <another name> -SwitchType Internal',
+  ],
+  [
+    'two switches of one name',
+    'New-VMSwitch -Name Static-NAT -SwitchType Internal; New-VMSwitch -Name Static-NAT -SwitchType Internal',
+    {},
+    /^Cannot give .*: 2 switches have that name: [\da-f-]{36}, [\da-f-]{36}\. Run: Get-VMSwitch -Id /,
+  ],
+  [
+    'the Default Switch',
+    '',
+    { switch: 'default switch' },
+    'Cannot give the host 192.168.56.1/24 on the switch "default switch": it is the Default Switch, ' +
+    'whose network Windows changes at every start. ' +
+    'Run: New-VMSwitch -Name <another name> -SwitchType Internal',
+  ],
+  [
+    'a second address',
+    "New-VMSwitch -Name Static-NAT -SwitchType Internal; New-NetIPAddress -InterfaceAlias 'vEthernet (Static-NAT)' -IPAddress 10.9.9.1 -PrefixLength 24",
+    {},
+    /^Cannot give the host 192\.168\.56\.1\/24 on the switch "Static-NAT": it has 10\.9\.9\.1\/24 there, which VMs may use as their gateway\. Run: Remove-NetIPAddress -InterfaceIndex \d+ -IPAddress 10\.9\.9\.1 -Confirm:\$false$/,
+  ],
+  [
+    'another NAT',
+    'New-VMSwitch -Name Static-NAT -SwitchType Internal; New-NetNat -Name Docker -InternalIPInterfaceAddressPrefix 172.30.0.0/16',
+    { nat: true },
+    'Cannot make a NAT for 192.168.56.0/24: the NAT "Docker" for 172.30.0.0/16 is there, and a host ' +
+    'has one. Run again with an address in its network or with --no-nat, or if nothing needs it, run: ' +
+    "Get-NetNat -Name 'Docker' | Remove-NetNat",
+  ],
+  [
+    'to remove another’s NAT',
+    'New-VMSwitch -Name Static-NAT -SwitchType Internal; New-NetNat -Name Docker -InternalIPInterfaceAddressPrefix 192.168.56.0/24',
+    { nat: false },
+    'Cannot remove the NAT for 192.168.56.0/24: it is "Docker", which something else made. ' +
+    "Run, if nothing needs it: Get-NetNat -Name 'Docker' | Remove-NetNat",
+  ],
+]
+for (const [what, prepare, more, message] of refusals) {
+  test(`refuses ${what}`, async () => {
+    if (prepare) {
+      await given`
+        $script = ${prepare}
+        $null = & ([scriptblock]::Create($script))`
+    }
+    const text = await host.text()
+    await assert.rejects(setStaticIp({ ...options, ...more }, host.ps), { message })
+    assert.equal(await host.text(), text)
+  })
+}
+
+test('refuses a network that another adapter of the host is in', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  const taken = (await addresses()).find((line) => !/ (127|169)\./.test(line)) ?? ''
+  const [, alias, ip, length] = /^(.*) ([\d.]+)\/(\d+)$/.exec(taken) ?? []
+  const inside = String(ip).replace(/\d+$/, '77')
+  const text = await host.text()
+  await assert.rejects(setStaticIp({ switch: 'Static-NAT', hostIp: `${inside}/16` }, host.ps), {
+    message: `Cannot give the host ${inside}/16 on the switch "Static-NAT": "${alias}" has ` +
+      `${ip}/${length}, and the two networks overlap. Run again with another network: --host-ip`,
+  })
+  assert.equal(await host.text(), text)
+})
+
+for (
+  const hostIp of [
+    '192.168.56.1',
+    '192.168.56.0/24',
+    '192.168.56.255/24',
+    '192.168.056.1/24',
+    '192.168.56.1/024',
+    '256.1.1.1/24',
+    '10.0.0.1/7',
+    '10.0.0.1/31',
+    '127.0.0.1/8',
+    '0.1.2.3/8',
+    '224.0.0.1/8',
+    'fe80::1/64',
+    '192.168.56.1/24; calc',
+    '',
+  ]
+) {
+  test(`refuses the host address ${JSON.stringify(hostIp)} before it asks PowerShell`, async () => {
+    await assert.rejects(setStaticIp({ switch: 'Static-NAT', hostIp }, host.ps), {
+      name: 'TypeError',
+      message: /^Cannot use the host address ".*": it .* Run again with for example: --host-ip /,
+    })
+    assert.deepEqual(await host.calls(), [])
+  })
+}
+
+test('runs from the command line', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  const args = ['--host-ip', '192.168.56.1/24', '--nat', '--switch']
+  const done = await runTask(host, 'set-static-ip', ...args, 'Static-NAT')
+  assert.deepEqual([done.code, done.stderr], [0, ''])
+  assert.equal(JSON.parse(done.stdout).nat.name, 'Static-NAT')
+  const failed = await runTask(host, 'set-static-ip', ...args, hostile)
+  assert.deepEqual([failed.code, failed.stdout], [1, ''])
+  assert.match(failed.stderr, /^Cannot give the host .* there is no such switch\. Run: .*\n$/)
+})
+
+setStaticIpTest.run()
