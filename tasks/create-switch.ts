@@ -96,6 +96,11 @@ export async function createSwitch(
       $devices = @(ports $vSwitch | ForEach-Object { [string]$_.DeviceId })
       Get-NetAdapter | Where-Object { [string]$_.DeviceID -in $devices } | Select-Object -First 1
     }
+    # a new adapter takes addresses only once IPv4 is on it
+    function ready($vSwitch) {
+      $card = vEthernet $vSwitch
+      if ($card -and @(Get-NetIPInterface -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $card.InterfaceIndex).Count -gt 0) { $card }
+    }
     function settings($index) {
       $ip = Get-NetIPInterface -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $index
       $kept = [ordered]@{ dhcp = $null -eq $ip -or [string]$ip.Dhcp -eq 'Enabled'; addresses = @(); gateways = @(); dns = @(); metric = $null }
@@ -190,7 +195,7 @@ export async function createSwitch(
         else { $vSwitch = New-VMSwitch -Name $name -SwitchType $type }
         if ($shared) {
           $hostCard = $null
-          for ($wait = 0; $wait -lt 120 -and $null -eq ($hostCard = vEthernet $vSwitch); $wait++) { Start-Sleep -Milliseconds 250 }
+          for ($wait = 0; $wait -lt 120 -and $null -eq ($hostCard = ready $vSwitch); $wait++) { Start-Sleep -Milliseconds 250 }
           if ($null -eq $hostCard) { throw "Cannot make the switch ""$name"": the host's adapter on it did not appear within 30 seconds. Run: Get-NetAdapter -IncludeHidden" }
           if ($before.network) { restore $hostCard.InterfaceIndex $before.network }
         }

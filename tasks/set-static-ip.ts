@@ -81,6 +81,11 @@ export async function setStaticIp(
       $port = @($ports | Sort-Object { $_.Name -ne $vSwitch.Name })[0]
       Get-NetAdapter | Where-Object { $port -and [string]$_.DeviceID -eq [string]$port.DeviceId }
     }
+    # a new adapter takes addresses only once IPv4 is on it
+    function ready($vSwitch) {
+      $card = vEthernet $vSwitch
+      if ($card -and @(Get-NetIPInterface -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $card.InterfaceIndex).Count -gt 0) { $card }
+    }
     $what = "Cannot give the host $address/$length on the switch ""$name"""
     $prefix = "$network/$length"
 
@@ -96,7 +101,7 @@ export async function setStaticIp(
       # the Default Switch's name is translated, its id is not
       if ([string]$vSwitch.Id -eq 'c08cb7b8-9b3c-408e-8e30-5e16a3aeb444') { throw "$($what): it is the Default Switch, whose network Windows changes at every start. Run: New-VMSwitch -Name <another name> -SwitchType Internal" }
       if ([string]$vSwitch.SwitchType -ne 'Internal') { throw "$($what): it is $(([string]$vSwitch.SwitchType).ToLowerInvariant()), and only an internal switch has a network of its own. Run: New-VMSwitch -Name <another name> -SwitchType Internal" }
-      for ($wait = 0; $wait -lt 120 -and $null -eq ($card = vEthernet $vSwitch); $wait++) { Start-Sleep -Milliseconds 250 }
+      for ($wait = 0; $wait -lt 120 -and $null -eq ($card = ready $vSwitch); $wait++) { Start-Sleep -Milliseconds 250 }
       if ($null -eq $card) { throw "$($what): the host's adapter on it did not appear within 30 seconds. Run: Get-NetAdapter -IncludeHidden" }
     }
 

@@ -101,6 +101,11 @@ async function share(
       $devices = @(ports $vSwitch | ForEach-Object { [string]$_.DeviceId })
       Get-NetAdapter | Where-Object { [string]$_.DeviceID -in $devices } | Select-Object -First 1
     }
+    # a new adapter takes addresses only once IPv4 is on it
+    function ready($vSwitch) {
+      $card = vEthernet $vSwitch
+      if ($card -and @(Get-NetIPInterface -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $card.InterfaceIndex).Count -gt 0) { $card }
+    }
     function settings($index) {
       $ip = Get-NetIPInterface -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $index
       $kept = [ordered]@{ dhcp = $null -eq $ip -or [string]$ip.Dhcp -eq 'Enabled'; addresses = @(); gateways = @(); dns = @(); metric = $null }
@@ -147,7 +152,7 @@ async function share(
       if ($shared) {
         try {
           $card = $null
-          for ($wait = 0; $wait -lt 120 -and $null -eq ($card = vEthernet $vSwitch); $wait++) { Start-Sleep -Milliseconds 250 }
+          for ($wait = 0; $wait -lt 120 -and $null -eq ($card = ready $vSwitch); $wait++) { Start-Sleep -Milliseconds 250 }
           if ($null -eq $card) { throw "Cannot share the switch ""$name"": the host's adapter on it did not appear within 30 seconds. Run: Get-NetAdapter -IncludeHidden" }
           restore $card.InterfaceIndex @{ addresses = $addresses; gateways = $gateways; dns = $dns; metric = $metric }
         } catch {
