@@ -1,7 +1,9 @@
 import fs from 'fs-extra'
 import assert from 'node:assert/strict'
+import { execFile } from 'node:child_process'
 import { join } from 'node:path'
 import process from 'node:process'
+import { promisify } from 'node:util'
 import { suite } from 'uvu'
 import { checkHost, type CheckHostOptions } from '../../tasks/check-host.ts'
 import { openPowerShell } from '../../tasks/task.ts'
@@ -101,6 +103,21 @@ test('is content with what is there already', async () => {
     (await check({ ...plan, disk: [disk], mac: [] })).refusals.join(),
     /^Cannot make the VM "demo": there is one of that name with other disks \(\)\. Choose another name, or run: Get-VM -Id [\da-f-]{36} \| Rename-VM -NewName <another name>$/,
   )
+})
+
+needs(checking, 'pwsh', 'qemu-img')('knows a VM’s disk under a checkpoint too', async () => {
+  const disk = join(host.dir, 'demo.vhdx')
+  await promisify(execFile)('qemu-img', ['create', '-q', '-f', 'vhdx', disk, '16M'])
+  await given`
+    $disk = ${disk}
+    $null = New-VM -Name demo -Generation 2 -VHDPath $disk`
+  const wanted = { vm: 'demo', disk: [disk] }
+  assert.deepEqual((await check(wanted)).notes, ['The VM "demo" is there already (Off)'])
+  await given`Checkpoint-VM -Name demo`
+  const result = await check(wanted)
+  assert.match(String(result.vm?.disks), /\.avhdx$/)
+  assert.deepEqual([result.ready, result.refusals], [true, []])
+  assert.equal((await check({ vm: 'demo', disk: [`${disk}.other`] })).ready, false)
 })
 
 test('says when sharing is about to change or the host to lose the adapter', async () => {
@@ -289,6 +306,43 @@ test('answers when Hyper-V’s service does not run', async () => {
   assert.match(String(result.refusals[0]), /^Cannot use Hyper-V on this host: .*\. Run: /)
 })
 
+test('tells Hyper-V’s commands from Hyper-V', async () => {
+  await host.change((state) => state.hyperV = false)
+  await given`function global:Get-Service { param($Name) }`
+  try {
+    const { refusals } = await check({ vm: 'demo' })
+    assert.equal(refusals.length, 1)
+    // the second one on a server
+    assert.match(
+      String(refusals[0]),
+      /^Cannot use Hyper-V on this host: only its commands are installed, and the feature is off\. Run: (Enable-WindowsOptionalFeature -Online -FeatureName Microsoft-Hyper-V -All -NoRestart|Install-WindowsFeature -Name Hyper-V -IncludeManagementTools), then restart Windows$/,
+    )
+  } finally {
+    await given`Remove-Item -LiteralPath Function:Get-Service`
+  }
+})
+
+test('says when the hypervisor does not run, and not when Windows does not tell', async () => {
+  for (const [present, count] of [[false, 1], [null, 0], [true, 0]] as const) {
+    await given`
+      $global:present = ${present}
+      function global:Get-CimInstance { param($ClassName, $Property) @{ HypervisorPresent = $global:present } }`
+    try {
+      const { refusals } = await check({ vm: 'demo' })
+      assert.equal(refusals.length, count, refusals.join())
+      if (count) {
+        assert.equal(
+          refusals[0],
+          'Cannot start a VM on this host: the hypervisor does not run. Turn virtualization on in the ' +
+            'firmware, run: bcdedit /set hypervisorlaunchtype auto, then restart Windows',
+        )
+      }
+    } finally {
+      await given`Remove-Item -LiteralPath Function:Get-CimInstance`
+    }
+  }
+})
+
 test('answers when the user has no rights', async () => {
   await host.change((state) => state.denied = true)
   const result = await check(plan)
@@ -300,8 +354,9 @@ test('answers when the user has no rights', async () => {
   ])
 })
 
-test('answers when Windows has none of the modules', async () => {
-  if (process.platform === 'win32') return // which has some of them
+// Windows finds its own modules, wherever PSModulePath leads
+const elsewhere = process.platform === 'win32' ? checking.skip : test
+elsewhere('answers when Windows has none of the modules', async () => {
   const { ps, close } = openPowerShell({ env: { ...host.env, PSModulePath: host.dir } })
   try {
     const result = await checkHost({ ...plan, storage: host.dir }, ps)
