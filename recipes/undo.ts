@@ -13,7 +13,7 @@ import { jsonScreen, type Screen, textScreen } from './run/screen.ts'
 import { takeBack } from './run/steps.ts'
 
 export interface UndoOptions {
-  /** A run by its name, or `last`: the newest that is not taken back. @default last */
+  /** A run by its name, or `last`: the newest that changed something and is not taken back. @default last */
   run?: string | undefined
   /** The folder for journals. @default the user's data folder */
   state?: string | undefined
@@ -87,7 +87,9 @@ export async function undo(
 
 function choose(journals: Journal[], run: string, state: string): Journal {
   const found = run === 'last'
-    ? journals.findLast(({ outcome }) => outcome !== 'undone')
+    ? journals.findLast(({ done, outcome }) =>
+      outcome !== 'undone' && done.some(({ result }) => result.changed)
+    )
     : journals.find((journal) => journal.run === run)
   if (found) return found
   const runs = journals.map(({ run, outcome }) => `${run} (${outcome ?? 'not ended'})`)
@@ -112,8 +114,8 @@ function describe(journal: Journal, steps: { step: Step; result: StepResult }[])
   ].join('\n')
 }
 
-function sentence({ title, undo }: Step): string {
-  return `${title}: ${undo}`
+function sentence({ undo }: Step): string {
+  return undo.charAt(0).toUpperCase() + undo.slice(1)
 }
 
 const options: Record<string, Option> = {

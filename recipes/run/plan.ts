@@ -164,7 +164,7 @@ export function makePlan(
       title: `Convert "${member ?? basename(path)}" (${disk.format.toUpperCase()}, ${
         size(disk.virtualSize)
       }) to "${converted[index]}"`,
-      undo: 'remove the file',
+      undo: `remove "${converted[index]}"`,
       options: {
         from: path,
         to: converted[index] as string,
@@ -179,7 +179,7 @@ export function makePlan(
       where: 'host',
       needs: [],
       title: `Copy the disk to "${places[index]}"`,
-      undo: 'remove the copy',
+      undo: `remove "${places[index]}"`,
       options: { from: converted[index] as string, to: places[index] as string },
     })
   })
@@ -194,7 +194,7 @@ export function makePlan(
       title: `Make the external switch "${wishes.external}"${
         wishes.adapter === undefined ? '' : ` on "${wishes.adapter}"`
       }, ${share ? '' : 'not '}shared with the host`,
-      undo: 'remove the switch if this made it, else share as before',
+      undo: `remove the switch "${wishes.external}" if this made it, else share it as before`,
       options: {
         switch: wishes.external,
         type: 'external',
@@ -209,7 +209,7 @@ export function makePlan(
       where: 'host',
       needs: [],
       title: `Make the internal switch "${wishes.internal}"`,
-      undo: 'remove the switch if this made it',
+      undo: `remove the switch "${wishes.internal}" if this made it`,
       options: { switch: wishes.internal, type: 'internal' },
     })
     switches.push(made)
@@ -222,7 +222,7 @@ export function makePlan(
         title: `Give the host ${wishes.hostIp} on "${wishes.internal}"${
           wishes.nat ? ', with NAT' : ''
         }`,
-        undo: 'remove the NAT and the address',
+        undo: `remove ${wishes.hostIp}${wishes.nat ? ' and its NAT' : ''} if this made it`,
         options: { switch: wishes.internal, hostIp: wishes.hostIp, ...pick(wishes, 'nat') },
       })
     }
@@ -235,7 +235,7 @@ export function makePlan(
     title: `Make the VM "${name}": generation ${generation}, ${count(cpus, 'CPU')}, ${
       size(memory)
     }, Secure Boot ${secureBoot(vm, generation)}`,
-    undo: 'remove the VM; its disks stay',
+    undo: `remove the VM "${name}"; its disks stay`,
     options: {
       vm: name,
       disk: places,
@@ -254,7 +254,7 @@ export function makePlan(
       title: `Attach adapter "${adapter.name}"${
         adapter.switch === undefined ? ', not connected' : ` to "${adapter.switch}"`
       }${adapter.mac ? `, MAC ${dashed(adapter.mac)}` : ''}`,
-      undo: 'remove the adapter',
+      undo: `remove the adapter "${adapter.name}"`,
       options: { vm: name, ...adapter },
     })
   })
@@ -265,7 +265,7 @@ export function makePlan(
       where: 'host',
       needs: [vmMade],
       title: 'Expose the processor’s virtualization extensions to the VM',
-      undo: 'hide them again',
+      undo: 'hide the virtualization extensions again',
       options: { vm: name },
     })
   }
@@ -520,7 +520,7 @@ function secureBoot(vm: VmDescription, generation: 1 | 2): 'off' | 'windows' | '
 /** Bytes that the converted disks take at most: a block that holds any data is written whole. */
 function spaceFor(disks: Disks): number {
   return disks.reduce(
-    (sum, disk) => sum + Math.min(disk.virtualSize, disk.allocatedSize * 1.1) + 64 * MB,
+    (sum, disk) => sum + Math.min(disk.virtualSize, Math.ceil(disk.allocatedSize * 1.1)) + 64 * MB,
     0,
   )
 }

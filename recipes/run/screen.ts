@@ -90,7 +90,12 @@ const STATES: Record<StepState, string> = {
 function describePlan(plan: Plan, refusals: string[]): string {
   const { source, target, vm } = plan
   const list = (lines: string[], mark: (index: number) => string) =>
-    lines.map((line, index) => wrap(`${mark(index)} ${line}`, mark(index).length + 1)).join('\n')
+    lines.map((line, index) => {
+      const [first, ...rest] = line.split('\n')
+      const hang = mark(index).length + 1
+      return [`${mark(index)} ${first}`, ...rest.map((part) => ' '.repeat(hang) + part)]
+        .map((part) => wrap(part, hang)).join('\n')
+    }).join('\n')
   const data = source.disks.reduce((sum, { allocatedSize }) => sum + allocatedSize, 0)
   const where = target.kind === 'bundle'
     ? `bundle "${target.dir}", for the host that its Deploy.ps1 is run on`
@@ -98,7 +103,7 @@ function describePlan(plan: Plan, refusals: string[]): string {
   const steps = (where: Step['where'][]) =>
     list(
       plan.steps.filter((step) => where.includes(step.where)).map(({ title, undo, already }) =>
-        `${title}${already ? ` (${already})` : undo ? `\n   undo: ${undo}` : ''}`
+        `${title}${already ? ` (${already})` : undo ? `\nundo: ${undo}` : ''}`
       ),
       (index) => `${String(index + 1).padStart(2)}.`,
     )
@@ -137,6 +142,6 @@ function wrap(text: string, hang: number): string {
   return text.split('\n').map((line) => {
     if (hang === 0) return wrapAnsi(line, columns, { trim: false })
     const [first = '', ...rest] = wrapAnsi(line, columns - hang, { trim: false }).split('\n')
-    return [first, ...rest.map((part) => ' '.repeat(hang) + part.trimStart())].join('\n')
+    return [first.trimEnd(), ...rest.map((part) => ' '.repeat(hang) + part.trim())].join('\n')
   }).join('\n')
 }
