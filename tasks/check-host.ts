@@ -67,7 +67,7 @@ export interface CheckHostResult {
   }
   /** The VM of that name. */
   vm: { id: string; state: string; generation: number; disks: string[] } | null
-  /** All switches, when a switch was asked for. */
+  /** All switches. */
   switches: {
     id: string
     name: string
@@ -173,7 +173,7 @@ export async function checkHost(
       try {
         $vmHost = Get-VMHost
         if ($null -ne $name) { $vms = @(Get-VM) }
-        if ($null -ne $external -or $null -ne $internal) { $switches = @(Get-VMSwitch) }
+        $switches = @(Get-VMSwitch)
         if ($macs.Count -gt 0) { $nics = @(Get-VMNetworkAdapter -All) }
       } catch {
         $hyperV = $false

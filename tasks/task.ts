@@ -223,8 +223,8 @@ export async function commandLine<T>(
   const self = process.argv.findIndex((arg) => resolve(arg) === meta.filename)
   const names = Object.keys(options)
   const word = (name: string) => {
-    const { array, demandOption, choices } = options[name] ?? {}
-    const text = `${choices ? choices.join('|') : name}${array ? '..' : ''}`
+    const { array, demandOption } = options[name] ?? {}
+    const text = `${name}${array ? '..' : ''}`
     return demandOption ? `<${text}>` : `[${text}]`
   }
   const positional = names.filter((name) => options[name]?.positional).map(word)
@@ -236,7 +236,7 @@ export async function commandLine<T>(
   const parser = yargs(process.argv.slice(self + 1))
     .locale('en') // else help and errors change with the user's language, and scripts read them
     .scriptName(`npx zx ${relative(process.cwd(), meta.filename)}`)
-    .parserConfiguration({ 'strip-dashed': true, 'duplicate-arguments-array': false })
+    .parserConfiguration({ 'duplicate-arguments-array': false })
     .command(['$0', ...positional].join(' '), description, (command) => {
       for (const name of names) {
         const { positional, example: _, ...option } = options[name] as Option
@@ -253,8 +253,10 @@ export async function commandLine<T>(
     .version(false)
     .showHelpOnFail(false, 'Run with --help to see the options.')
     .wrap(Math.min(100, process.stdout.columns || 100))
-  const { _, $0: __, ...given } = await parser.parseAsync()
-  return given as T
+  const given: Record<string, unknown> = await parser.parseAsync()
+  // yargs adds its own: `_`, `$0`, and each name with dashes once more
+  const named = names.filter((name) => given[name] !== undefined)
+  return Object.fromEntries(named.map((name) => [name, given[name]])) as T
 }
 
 interface Answer {
