@@ -148,6 +148,17 @@ test('connects a running VM of generation 2, and one of generation 1 only when i
   })
 })
 
+test('is not taken from a running VM of generation 1', async ({ host }) => {
+  await make(host, 'old', 1)
+  const result = await attachAdapter({ vm: 'old', switch: 'Other' }, host.ps)
+  await host.ps`Start-VM -Name 'old'`
+  await rejects(undoAttachAdapter(result, host.ps), {
+    message:
+      'Cannot remove the adapter "Other" from "old": the VM is of generation 1 and Running, ' +
+      "and loses an adapter only while it is off. Run: Stop-VM -Name 'old'",
+  })
+})
+
 test('refuses another address while the VM runs, and so does the undo', async ({ host }) => {
   const options = { vm: 'web', name: 'lan', mac: '080027000001' }
   await attachAdapter({ vm: 'web', name: 'lan' }, host.ps)
@@ -188,6 +199,18 @@ test('refuses what is not there, and what is there twice', async ({ host }) => {
   await rejects(attachAdapter({ vm: 'web', switch: 'none' }, host.ps), {
     message:
       'Cannot attach the adapter "none" to "web": there is no switch "none". Run: Get-VMSwitch',
+  })
+  const twin = '11111111-2222-3333-4444-555555555555'
+  await host.change(({ switches }) => {
+    const other = switches.find(({ name }: { name: string }) => name === 'Other')
+    switches.push({ ...other, id: twin, name: 'OTHER' })
+  })
+  await rejects(attachAdapter({ vm: 'web', switch: 'other' }, host.ps), (error: Error) => {
+    match(
+      error.message,
+      /^Cannot attach the adapter "other" to "web": 2 switches are named "other", with the ids .+\. Run: Rename-VMSwitch$/,
+    )
+    return error.message.includes(twin)
   })
   await host.ps`
     Add-VMNetworkAdapter -VMName 'web' -Name 'lan'

@@ -4,6 +4,7 @@ import { execFileSync } from 'node:child_process'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import { createVm, parseMemory, undoCreateVm } from '../../tasks/create-vm.ts'
+import type { PowerShell } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
 import { runTask } from '../run-task.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
@@ -118,6 +119,21 @@ test('takes Secure Boot off, or for Windows, by the template’s id where its na
   const calls = await host.calls() as { cmdlet: string; parameters: Record<string, unknown> }[]
   const asked = calls.filter(({ cmdlet }) => cmdlet === 'Set-VMFirmware').slice(-2)[0]
   equal(asked?.parameters.SecureBootTemplateId, '1734c6e8-3154-4dda-ba5f-a874cc483422')
+})
+
+test('makes a VM where Windows has no automatic checkpoints', async ({ host, esp }) => {
+  const older = `
+    function Set-VM {
+      [CmdletBinding()] param($VM, $ProcessorCount, $AutomaticStopAction, $Notes, [switch]$StaticMemory)
+      Hyper-V\\Set-VM @PSBoundParameters
+    }`
+  const ps: PowerShell = (pieces, ...values) => {
+    const [first = '', ...rest] = pieces
+    return host.ps(Object.assign([older + first, ...rest], { raw: pieces.raw }), ...values)
+  }
+  await createVm({ vm: 'web', disk: [esp], notes: 'Moved' }, ps)
+  const [vm] = (await host.state()).vms
+  deepEqual([vm.notes, vm.stopAction, vm.drives.length], ['Moved', 'ShutDown', 1])
 })
 
 test('sees the generation in the disk, and says why', async ({ host, mbr, esp, bios, vhd }) => {

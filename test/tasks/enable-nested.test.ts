@@ -141,13 +141,10 @@ test('leaves the VM as it was when a change fails or does not stay', async ({ ho
     await rejects(enableNested({ vm: 'web' }, host.ps), { hresult: '0x80004005' })
     deepEqual((await host.state()).vms, before)
   }
-  const fallsBack: PowerShell = (pieces, ...values) =>
-    host.ps(
-      Object.assign(pieces.map((piece, index) => index ? piece : `${stub}${piece}`), {
-        raw: pieces.raw,
-      }),
-      ...values,
-    )
+  const fallsBack: PowerShell = (pieces, ...values) => {
+    const [first = '', ...rest] = pieces
+    return host.ps(Object.assign([stub + first, ...rest], { raw: pieces.raw }), ...values)
+  }
   const before = (await host.state()).vms
   await rejects(enableNested({ vm: 'web' }, fallsBack), {
     message:
