@@ -41,8 +41,8 @@ export interface StartVmResult {
  * Starts the VM, or resumes it when paused. Running says nothing about the guest: the heartbeat of
  * its integration services does, and they report its addresses a moment later, if at all
  * (learn.microsoft.com/virtualization/hyper-v-on-windows/reference/integration-services). So both are
- * asked for, first often and then every 4 seconds; for addresses 30 seconds more at most, and only
- * where an adapter is connected. A guest that does not answer is no failure: the result says so.
+ * asked for, first often and then every 4 seconds. Addresses are waited for where an adapter is
+ * connected: 30 seconds for the first, 5 where another is known, as a network may have no DHCP. A guest that does not answer is no failure: the result says so.
  */
 export async function startVm(
   { vm, timeout = 120, dryRun = false }: StartVmOptions,
@@ -111,6 +111,8 @@ export async function startVm(
         }
       }
     }
+    # a guest that has run for as long as that already will not answer any more
+    if (-not $changed) { $timeout = [Math]::Max(0, $timeout - $vm.Uptime.TotalSeconds) }
     $clock = [Diagnostics.Stopwatch]::StartNew()
     $pause = 250
     $answered = $null
@@ -123,7 +125,9 @@ export async function startVm(
       $adapters = @(addresses)
       $silent = @($adapters | Where-Object { $_.switch -and $_.addresses.Count -eq 0 })
       if ($dryRun -or $seconds -ge $timeout) { break }
-      if ($alive -and ($silent.Count -eq 0 -or $seconds - $answered -ge 30)) { break }
+      $known = @($adapters | Where-Object { $_.addresses.Count -gt 0 }).Count -gt 0
+      $patience = if (-not $changed) { 0 } elseif ($known) { 5 } else { 30 }
+      if ($alive -and ($silent.Count -eq 0 -or $seconds - $answered -ge $patience)) { break }
       if ([string]$now.State -notin 'Running', 'Starting', 'Resuming') { break }
       Start-Sleep -Milliseconds ([int][Math]::Min($pause, [Math]::Max(1, ($timeout - $seconds) * 1000)))
       $pause = [Math]::Min(4000, $pause * 2)
