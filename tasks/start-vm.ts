@@ -42,7 +42,8 @@ export interface StartVmResult {
  * its integration services does, and they report its addresses a moment later, if at all
  * (learn.microsoft.com/virtualization/hyper-v-on-windows/reference/integration-services). So both are
  * asked for, first often and then every 4 seconds. Addresses are waited for where an adapter is
- * connected: 30 seconds for the first, 5 where another is known, as a network may have no DHCP. A guest that does not answer is no failure: the result says so.
+ * connected: 30 seconds for the first, 5 where another is known, as a network may have no DHCP. A
+ * guest that does not answer is no failure: the result says so.
  */
 export async function startVm(
   { vm, timeout = 120, dryRun = false }: StartVmOptions,

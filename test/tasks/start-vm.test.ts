@@ -60,6 +60,24 @@ test('does not wait for addresses where no adapter is connected', async ({ host 
   equal(adapters[0]?.switch, null)
 })
 
+test('waits 5 seconds for an adapter without an address when another has one', async ({ host }) => {
+  await host.ps`Add-VMNetworkAdapter -VMName 'web' -Name 'silent' -SwitchName 'Static-NAT'`
+  await guest(host, { heartbeat: { polls: 0 }, addresses: { lan: ['192.168.56.191'] } })
+  const { heartbeat, waited, adapters } = await startVm({ vm: 'web' }, host.ps)
+  deepEqual([heartbeat, adapters.map(({ addresses }) => addresses.length)], ['ok', [1, 0]])
+  ok(waited >= 5 && waited < 20, `${waited} seconds`)
+})
+
+test('does not wait for a guest that has run for longer without an answer', async ({ host }) => {
+  await guest(host, { integration: false })
+  await startVm({ vm: 'web', timeout: 0 }, host.ps)
+  // .NET counts time in 10 millionths of a second
+  await host.change((state) => state.vms[0].started -= 3600 * 1e7)
+  const { heartbeat, waited } = await startVm({ vm: 'web' }, host.ps)
+  equal(heartbeat, 'none')
+  ok(waited < 5, `${waited} seconds`)
+})
+
 test('does nothing to a VM that runs, and reports it', async ({ host }) => {
   await guest(host, { heartbeat: { polls: 0 }, addresses: ['192.168.56.191'] })
   const { id } = await startVm({ vm: 'web' }, host.ps)
