@@ -2,10 +2,13 @@
 /** Describe a VM that is to be moved: one of VirtualBox, a .vbox, an OVF or OVA, or bare disk images. */
 import { XMLParser, XMLValidator } from 'fast-xml-parser'
 import fs from 'fs-extra'
-import { type FileHandle, open } from 'node:fs/promises'
-import { basename, dirname, extname, isAbsolute, join, resolve } from 'node:path'
+import { execFile } from 'node:child_process'
+import { open } from 'node:fs/promises'
+import { homedir } from 'node:os'
+import { basename, dirname, extname, join, resolve } from 'node:path'
 import process from 'node:process'
-import { $, which } from 'zx'
+import { promisify } from 'node:util'
+import { which } from 'zx'
 import { command } from './task.ts'
 
 export interface InspectVmOptions {
@@ -16,25 +19,36 @@ export interface InspectVmOptions {
 export interface VmDescription {
   kind: 'virtualbox' | 'vbox' | 'ovf' | 'ova' | 'disks'
   name: string
+  /** The machine's own, without braces, as all UUIDs here. */
   uuid?: string
+  /** What the guest sees as the UUID of its hardware, to which licences are bound. */
+  hardwareUuid?: string
+  /** 2 for bare disks. */
   cpus: number
-  /** Bytes. */
+  /** Bytes; 2 GB for bare disks. */
   memory: number
   /** `unknown` for bare disks. */
   firmware: 'bios' | 'efi' | 'unknown'
-  secureBoot: boolean
+  /** Absent where the source does not say: EFI without an .nvram file, bare disks. */
+  secureBoot?: boolean
   tpm: boolean
   /** As the source calls it, e.g. `Windows10_64`. */
   osType: string
   guest: 'windows' | 'linux' | 'other' | 'unknown'
-  /** VirtualBox's own word, e.g. `poweroff`, `running`, `saved`. Absent where the source cannot know. */
+  /**
+   * VirtualBox's word, e.g. `poweroff`, `running`, `saved`, `aborted`. A .vbox alone cannot tell that
+   * its VM runs; an export and bare disks have no state.
+   */
   state?: string
   /** Hard disks, the one that boots first. */
   disks: DiskRef[]
+  /** The images in its DVD and floppy drives. */
+  removable: string[]
+  /** The enabled ones, by slot. */
   nics: Nic[]
   /** Names of its snapshots. Only the current state is described. */
   snapshots: string[]
-  /** What will not come along, or needs care: a sentence each. */
+  /** What does not come along, or needs care: a sentence each. */
   warnings: string[]
 }
 
@@ -43,14 +57,25 @@ export interface DiskRef {
   path: string
   /** The member of an OVA. */
   member?: string
-  /** Upper case, e.g. `VDI`; empty where only the disk's content can tell. */
+  /** As the source says it, in upper case: VDI, VMDK, VHD, VHDX, RAW. A bare disk's by its content. */
   format: string
+  /** Bytes of the virtual disk, where the source or the image's header tells. */
+  capacity?: number
   /** Absent for bare disks. */
-  controller?: { type: string; port: number; device: number }
+  controller?: Controller
   uuid?: string
-  /** The images it is made of when there are snapshots, the current one first. */
+  /** The images it is made of, the current one first; more than itself when there are snapshots. */
   chain: string[]
+  /** By VirtualBox, with a password. */
   encrypted: boolean
+}
+
+export interface Controller {
+  type: 'ide' | 'sata' | 'scsi' | 'sas' | 'nvme' | 'virtio' | 'usb' | 'other'
+  /** From 0, as is `device`. */
+  port: number
+  /** Only IDE has two at a port: 0 the master, 1 the slave. */
+  device: number
 }
 
 export interface Nic {
@@ -58,468 +83,847 @@ export interface Nic {
   slot: number
   /** Twelve upper-case hexadecimal digits; empty when the source has none. */
   mac: string
-  attachment: 'nat' | 'bridged' | 'hostonly' | 'internal' | 'natnetwork' | 'generic' | 'none'
+  attachment:
+    | 'nat'
+    | 'bridged'
+    | 'hostonly'
+    | 'hostonlynetwork'
+    | 'internal'
+    | 'natnetwork'
+    | 'generic'
+    | 'cloud'
+    | 'none'
   /** The bridged adapter, or the network. */
   network?: string
   cableConnected: boolean
+  /** As the source calls it, e.g. `82540EM`, `virtio`, `VmxNet3`. */
+  model: string
+  /** Port forwards of its NAT. */
+  forwards: Forward[]
+}
+
+export interface Forward {
+  name: string
+  protocol: 'tcp' | 'udp'
+  /** Empty: all of the host's, or the guest's only one. */
+  hostIp: string
+  hostPort: number
+  guestIp: string
+  guestPort: number
 }
 
 /**
  * Describes a VM. Reads only.
  *
- * Settings are taken from the .vbox file even for a VM that VirtualBox knows: `showvminfo` prints
- * names that its own quoting does not let one read back, and VirtualBox writes the file at each
- * change. Only the state is asked of VirtualBox, as the file does not know of a VM that runs.
+ * Settings come from the .vbox file even for a VM that VirtualBox knows: VirtualBox writes it at each
+ * change, it alone has the snapshot chains, and `showvminfo` prints names that its own quoting does
+ * not let one read back. Only the state is asked of VirtualBox, as no file says that a VM runs.
  */
 export async function inspectVm({ source }: InspectVmOptions): Promise<VmDescription> {
-  const [first = '', ...more] = source
-  const kind = extname(first).toLowerCase()
-  if (more.length === 0 && await isFile(first)) {
-    if (kind === '.vbox') return await readVbox(resolve(first))
-    if (kind === '.ovf') return await readOvf(resolve(first))
-    if (kind === '.ova') return await readOva(resolve(first))
-  }
-  const missing = []
-  for (const path of source) if (!await isFile(path)) missing.push(path)
-  if (missing.length === 0 && source.length > 0) return readDisks(source)
-  if (source.length === 1 && !/[\\/]|\.(vbox|ov[af]|vdi|vmdk|vhdx?|img|raw)$/i.test(first)) {
+  const [first] = source
+  if (first === undefined) throw new Error('Cannot describe a VM: no source is named')
+  const found = await Promise.all(source.map(isFile))
+  const missing = source.find((_, index) => !found[index])
+  if (source.length === 1 && missing !== undefined && !looksLikeFile(first)) {
     return await readRegistered(first)
   }
-  throw new Error(`Cannot read "${missing[0] ?? ''}": there is no such file`)
+  if (missing !== undefined) {
+    throw new Error(`Cannot read "${missing}": there is no such file. Name one that is there`)
+  }
+  const kinds = source.map((path) => SETTINGS[extname(path).toLowerCase()])
+  if (source.length === 1 && kinds[0]) return await kinds[0](resolve(first))
+  const settings = kinds.findIndex((kind) => kind !== undefined)
+  if (settings >= 0) {
+    throw new Error(
+      `Cannot describe ${source.length} sources as one VM: "${
+        source[settings]
+      }" is a whole VM, and ` +
+        'only disk images go together. Name it alone',
+    )
+  }
+  return await readDisks(source.map((path) => resolve(path)))
 }
 
 /** The names of VirtualBox's VMs, or null when there is no VirtualBox on this machine. */
 export async function listVms(): Promise<string[] | null> {
   const program = await findVBoxManage()
-  if (program === undefined) return null
-  const { stdout } = await vboxManage(program, 'list', 'vms')
-  return [...stdout.matchAll(/^"(.*)" \{[0-9a-f-]+\}$/gm)].map(([, name]) => name as string)
+  return program === undefined ? null : (await registeredVms(program)).map(({ name }) => name)
 }
 
-async function readRegistered(name: string): Promise<VmDescription> {
+const MB = 1024 ** 2
+const NO_TPM = 'What its TPM holds does not come along. Have the BitLocker recovery key at hand'
+
+/** What describes a whole VM, by its extension. */
+const SETTINGS: Record<string, (file: string) => Promise<VmDescription>> = {
+  '.vbox': readVbox,
+  '.ovf': readOvf,
+  '.ova': readOva,
+}
+
+function looksLikeFile(source: string): boolean {
+  return /[\\/]|\.(vbox|ov[af]|vdi|vmdk|vhdx?|avhdx?|img|raw)$/i.test(source)
+}
+
+async function readRegistered(wanted: string): Promise<VmDescription> {
   const program = await findVBoxManage()
   if (program === undefined) {
     throw new Error(
-      `Cannot find the VM "${name}": there is no VBoxManage on this machine, and no file of that name. ` +
-        'Set VBOXMANAGE to where it is, or name a .vbox or .ova file',
+      `Cannot find the VM "${wanted}": there is no VBoxManage on this machine, and no file of that ` +
+        'name. Set VBOXMANAGE to where it is, or name a .vbox or .ova file',
     )
   }
-  // after `--` a name with a leading dash is no option
-  const { stdout } = await vboxManage(program, 'showvminfo', '--machinereadable', '--', name)
-    .catch(async () => {
-      const names = await listVms()
-      throw new Error(
-        `Cannot find the VM "${name}": VirtualBox has ${
-          names?.map((name) => `"${name}"`).join(', ') || 'none'
-        }`,
-      )
-    })
-  const value = (key: string) =>
-    stdout.match(new RegExp(`^${key}="(.*)"\r?$`, 'm'))?.[1]?.replace(/\\(["\\])/g, '$1')
-  const file = value('CfgFile')
-  if (file === undefined) {
-    throw new Error(`Cannot read the VM "${name}": VirtualBox names no settings file for it`)
+  const vms = await registeredVms(program)
+  const named = vms.filter(({ name, uuid }) => name === wanted || uuid === bare(wanted))
+  if (named.length > 1) {
+    throw new Error(
+      `Cannot choose the VM "${wanted}": VirtualBox has ${named.length} of that name. ` +
+        `Name one by its UUID: ${named.map(({ uuid }) => uuid).join(', ')}`,
+    )
   }
-  const state = value('VMState')
-  const vm = await readVbox(
-    program.endsWith('.exe') && process.platform !== 'win32' ? await fromWindows(file) : file,
-  )
-  return { ...vm, kind: 'virtualbox', ...(state !== undefined && { state }) }
+  // a name that the code page of Windows' console cannot show is not in the list, and found all the
+  // same; after `--` a leading dash is no option
+  const args = ['showvminfo', '--machinereadable', '--', named[0]?.uuid ?? wanted]
+  const { stdout } = await run(program, args).catch((cause) => {
+    if (named.length === 1) throw cause
+    const names = vms.map(({ name }) => `"${name}"`).join(', ') || 'none'
+    throw new Error(`Cannot find the VM "${wanted}": VirtualBox has ${names}. Name one of these`)
+  })
+  // the first is VirtualBox's own: a name may hold lines that look the same, but its quotes are escaped
+  const value = (key: string) => stdout.match(new RegExp(`^${key}="(.*)"\r?$`, 'm'))?.[1]
+  const printed = await local(value('CfgFile')?.replace(/\\(["\\])/g, '$1') ?? '', '')
+  const file = await isFile(printed)
+    ? printed
+    : (await registry(printed)).files.get(value('UUID') ?? '')
+  if (file === undefined) {
+    throw new Error(
+      `Cannot read the VM "${wanted}": its settings file "${printed}" is not there. ` +
+        'Bring it back, or name a .vbox, .ova or disk image',
+    )
+  }
+  return { ...await readVbox(file), kind: 'virtualbox', state: value('VMState') ?? 'unknown' }
+}
+
+/** Names may hold quotes, which are not escaped here, and newlines. */
+async function registeredVms(program: string): Promise<{ name: string; uuid: string }[]> {
+  const { stdout } = await run(program, ['list', 'vms'])
+  return [...stdout.matchAll(/^"(.*?)" \{([0-9a-f-]{36})\}\r?$/gms)]
+    .map(([, name = '', uuid = '']) => ({ name, uuid }))
+}
+
+async function findVBoxManage(): Promise<string | undefined> {
+  if (process.env.VBOXMANAGE) return process.env.VBOXMANAGE
+  const found = await which('VBoxManage', { nothrow: true })
+  if (found) return found
+  const { VBOX_MSI_INSTALL_PATH, ProgramFiles } = process.env
+  const folders = process.platform === 'win32'
+    ? [VBOX_MSI_INSTALL_PATH, ProgramFiles && join(ProgramFiles, 'Oracle', 'VirtualBox')]
+    : ['/mnt/c/Program Files/Oracle/VirtualBox']
+  for (const folder of folders) {
+    const program = folder && join(folder, 'VBoxManage.exe')
+    if (program && await isFile(program)) return program
+  }
+  return undefined
+}
+
+async function run(program: string, args: string[]): Promise<{ stdout: string }> {
+  // elsewhere than in UTF-8 a name such as 桥接 is printed as question marks
+  const env = { ...process.env, LC_ALL: 'C.UTF-8' }
+  try {
+    return await promisify(execFile)(program, args, { env, maxBuffer: 64 * MB, windowsHide: true })
+  } catch (cause) {
+    const { code, stderr = '' } = cause as { code?: string | number; stderr?: string }
+    const why = code === 'ENOENT'
+      ? 'there is no such program. Set VBOXMANAGE to the one to use'
+      : `${stderr.trim().split(/\r?\n/)[0] || `exit code ${code}`}. Run: VBoxManage ${
+        args.join(' ')
+      }`
+    throw new Error(`Cannot run "${program}": ${why}`, { cause })
+  }
+}
+
+interface Medium {
+  location: string
+  /** The folder that a relative location starts from. */
+  folder: string
+  format: string
+  encrypted: boolean
+  parent: Medium | undefined
 }
 
 async function readVbox(file: string): Promise<VmDescription> {
-  const root = parse(await fs.readFile(file, 'utf8'), file)
-  const machine = child(child(root, 'VirtualBox'), 'Machine')
-  if (machine === undefined) throw new Error(`Cannot read "${file}": it describes no machine`)
-  const folder = dirname(file)
-  const media = new Map<
-    string,
-    { path: string; format: string; parent?: string; encrypted: boolean }
-  >()
-  const register = (disk: Node, base: string, parent?: string) => {
-    const uuid = attribute(disk, 'uuid') ?? ''
-    const location = attribute(disk, 'location') ?? ''
-    const path = isAbsolute(location) || /^[a-z]:[\\/]/i.test(location)
-      ? location
-      : join(base, location)
-    const encrypted = list(disk, 'Property').some((one) =>
-      attribute(one, 'name')?.startsWith('CRYPT/')
-    )
-    media.set(uuid, {
-      path,
-      format: (attribute(disk, 'format') ?? '').toUpperCase(),
-      ...(parent !== undefined && { parent }),
-      encrypted: encrypted || (parent !== undefined && media.get(parent)?.encrypted === true),
-    })
-    for (const next of list(disk, 'HardDisk')) register(next, base, uuid)
+  const root = child(await readXml(file), 'VirtualBox')
+  const machine = child(root, 'Machine')
+  if (machine === undefined) {
+    const why = child(root, 'MachineEncrypted')
+      ? 'it is encrypted. Run: VBoxManage encryptvm NAME setencryption --old-password FILE'
+      : 'it describes no VM. Name the .vbox of a VM'
+    throw new Error(`Cannot read "${file}": ${why}`)
   }
-  for (const disk of list(child(child(machine, 'MediaRegistry'), 'HardDisks'), 'HardDisk')) {
-    register(disk, folder)
-  }
-  const disks = attachedDisks(machine).map(({ uuid, controller }): DiskRef => {
-    const medium = media.get(uuid)
+  const vm = describeMachine(machine, file, 'vbox')
+  const own = mediaOf(machine, dirname(file))
+  let others: Map<string, Medium> | undefined
+  for (const { uuid, controller } of attached(machine, file, 'HardDisk')) {
+    let medium = own.get(uuid)
+    // a linked clone's disks, and one that two VMs share, are in the other VM's file
+    if (medium === undefined) medium = (others ??= (await registry(file)).media).get(uuid)
     if (medium === undefined) {
       throw new Error(
-        `Cannot read "${file}": its disk ${uuid} is not in its media registry. ` +
-          'Name the VM as VirtualBox knows it, or name the disk itself',
+        `Cannot read "${file}": its disk ${uuid} is in no media registry here. ` +
+          'Set VBOX_USER_HOME to the folder of its VirtualBox.xml, or name the disk itself',
       )
     }
-    const chain = []
-    for (let next: typeof medium | undefined = medium; next; next = media.get(next.parent ?? '')) {
-      chain.push(next.path)
+    const { format, encrypted } = medium
+    const chain: string[] = []
+    for (let one: Medium | undefined = medium; one; one = one.parent) {
+      chain.push(await local(one.location, one.folder))
     }
-    return {
-      path: medium.path,
-      format: medium.format,
+    const path = chain[0] as string
+    const { capacity } = await lookAt(path).catch(() => {
+      vm.warnings.push(`Its disk "${path}" cannot be read`)
+      return { capacity: undefined }
+    })
+    if (encrypted) vm.warnings.push(`Its disk "${path}" is encrypted by VirtualBox`)
+    vm.disks.push({
+      path,
+      format,
+      ...(capacity !== undefined && { capacity }),
       controller,
-      uuid: bare(uuid),
+      uuid,
       chain,
-      encrypted: medium.encrypted,
+      encrypted,
+    })
+  }
+  for (const type of ['DVD', 'Floppy']) {
+    for (const { uuid } of attached(machine, file, type)) {
+      const image = own.get(uuid)
+      if (image) vm.removable.push(await local(image.location, image.folder))
     }
-  })
-  const state = attribute(machine, 'stateFile') !== undefined
-    ? 'saved'
-    : attribute(machine, 'aborted') === 'true'
-    ? 'aborted'
-    : 'poweroff'
-  return { ...describeMachine(machine, 'vbox'), state, disks }
+  }
+  for (const path of vm.removable) vm.warnings.push(`"${path}" in its drive does not come along`)
+  const [saved, aborted] = [attribute(machine, 'stateFile'), isTrue(attribute(machine, 'aborted'))]
+  vm.state = saved ? aborted ? 'aborted-saved' : 'saved' : aborted ? 'aborted' : 'poweroff'
+  if (vm.firmware === 'efi') {
+    const nvram = child(child(hardware(machine), 'BIOS'), 'NVRAM') ??
+      child(child(hardware(machine), 'Firmware'), 'NVRAM') // since 7.1
+    const path = attribute(nvram, 'path') ?? `${basename(file, extname(file))}.nvram`
+    const secureBoot = await readSecureBoot(await local(path, dirname(file)))
+    if (secureBoot !== undefined) vm.secureBoot = secureBoot
+  }
+  return vm
+}
+
+/** The media of a `Machine` or `Global` element, by UUID. */
+function mediaOf(owner: Node | undefined, folder: string): Map<string, Medium> {
+  const media = new Map<string, Medium>()
+  const add = (node: Node, parent?: Medium) => {
+    const crypt = list(node, 'Property').some((one) => attribute(one, 'name') === 'CRYPT/KeyStore')
+    const medium = {
+      location: attribute(node, 'location') ?? '',
+      folder,
+      format: (attribute(node, 'format') ?? '').toUpperCase(),
+      encrypted: crypt || parent?.encrypted === true, // the password is the base's
+      parent,
+    }
+    media.set(bare(attribute(node, 'uuid') ?? ''), medium)
+    for (const next of list(node, 'HardDisk')) add(next, medium)
+  }
+  const registry = child(owner, 'MediaRegistry')
+  for (const disk of list(child(registry, 'HardDisks'), 'HardDisk')) add(disk)
+  for (const kind of ['DVDImages', 'FloppyImages']) {
+    for (const image of list(child(registry, kind), 'Image')) add(image)
+  }
+  return media
+}
+
+/** What VirtualBox's own list knows: every VM's settings file and all their media, by UUID. */
+async function registry(
+  near: string,
+): Promise<{ files: Map<string, string>; media: Map<string, Medium> }> {
+  const files = new Map<string, string>()
+  const media = new Map<string, Medium>()
+  const { VBOX_USER_HOME, XDG_CONFIG_HOME = join(homedir(), '.config') } = process.env
+  const homes = [join(XDG_CONFIG_HOME, 'VirtualBox'), join(homedir(), 'Library', 'VirtualBox')]
+  // beside `VirtualBox VMs` in the user's folder: of Windows, from WSL too
+  for (let at = dirname(near || homedir()); at !== dirname(at); at = dirname(at)) {
+    homes.push(join(at, '.VirtualBox'))
+  }
+  homes.push(join(homedir(), '.VirtualBox'))
+  for (const home of VBOX_USER_HOME ? [VBOX_USER_HOME] : homes) {
+    const known = join(home, 'VirtualBox.xml')
+    if (!await isFile(known)) continue
+    const global = child(child(await readXml(known), 'VirtualBox'), 'Global')
+    for (const [uuid, medium] of mediaOf(global, home)) media.set(uuid, medium)
+    for (const entry of list(child(global, 'MachineRegistry'), 'MachineEntry')) {
+      const file = await local(attribute(entry, 'src') ?? '', home)
+      if (!await isFile(file)) continue
+      files.set(bare(attribute(entry, 'uuid') ?? ''), file)
+      // another VM's damaged file is no obstacle to this one
+      const root = await readXml(file).catch(() => undefined)
+      const machine = child(child(root, 'VirtualBox'), 'Machine')
+      for (const [uuid, medium] of mediaOf(machine, dirname(file))) media.set(uuid, medium)
+    }
+  }
+  return { files, media }
+}
+
+/** What a `Machine` element says but its disks, in a .vbox and in the OVF of VirtualBox alike. */
+function describeMachine(machine: Node, file: string, kind: 'vbox' | 'ovf' | 'ova'): VmDescription {
+  const hw = hardware(machine)
+  if (hw === undefined) {
+    throw new Error(`Cannot read "${file}": its VM has no hardware. Bring the file back whole`)
+  }
+  // since 7.1 (settings 1.20) beside the hardware
+  const platform = child(machine, 'Platform')
+  const osType = attribute(machine, 'OSType') ?? 'unknown'
+  const uuid = bare(attribute(machine, 'uuid') ?? '')
+  const snapshots: string[] = []
+  const walk = (snapshot: Node) => {
+    snapshots.push(attribute(snapshot, 'name') ?? '')
+    list(child(snapshot, 'Snapshots'), 'Snapshot').forEach(walk)
+  }
+  list(machine, 'Snapshot').forEach(walk)
+  const on = (node: Node) => isTrue(attribute(node, 'enabled'))
+  const nics = list(child(hw, 'Network'), 'Adapter').filter(on)
+    .map((adapter) => describeNic(adapter, file)).sort((a, b) => a.slot - b.slot)
+  const tpm = (attribute(child(hw, 'TrustedPlatformModule'), 'type') ?? 'None') !== 'None'
+  const warnings: string[] = []
+  const warn = (what: string, names: (string | undefined)[]) => {
+    if (names.length > 0) warnings.push(`${what} not come along: ${names.join(', ')}`)
+  }
+  warn('Snapshots, other than its current state, do', snapshots)
+  if (attribute(machine, 'stateFile')) warnings.push('Its saved state does not come along')
+  if (tpm) warnings.push(NO_TPM)
+  if (attribute(platform, 'architecture')?.toLowerCase() === 'arm') {
+    warnings.push('Its processor is ARM: only a Hyper-V host on ARM runs it')
+  }
+  for (const { slot, forwards } of nics) {
+    warn(`Port forwards of adapter ${slot + 1} do`, forwards.map(describeForward))
+  }
+  const folders = list(child(hw, 'SharedFolders'), 'SharedFolder')
+  warn('Shared folders do', folders.map((one) => attribute(one, 'name')))
+  // before 5.0 (settings 1.15) the filters were in the controller
+  const filters = [child(child(hw, 'USB'), 'DeviceFilters'), child(hw, 'USBController')]
+  const active = filters.flatMap((parent) => list(parent, 'DeviceFilter'))
+    .filter((one) => isTrue(attribute(one, 'active')))
+  warn('USB devices do', active.map((one) => attribute(one, 'name')))
+  const serial = list(child(hw, 'UART'), 'Port').filter(on)
+  warn('Serial ports do', serial.map((one) => `COM${Number(attribute(one, 'slot')) + 1}`))
+  const parallel = list(child(hw, 'LPT'), 'Port').filter(on)
+  warn('Parallel ports do', parallel.map((one) => `LPT${Number(attribute(one, 'slot')) + 1}`))
+  return {
+    kind,
+    name: attribute(machine, 'name') ?? '',
+    ...(uuid && { uuid, hardwareUuid: bare(attribute(hw, 'uuid') ?? uuid) }),
+    cpus: whole(file, child(platform, 'CPU') ?? child(hw, 'CPU'), 'count', 1),
+    memory: whole(file, child(hw, 'Memory'), 'RAMSize') * MB,
+    firmware: /^(EFI|2$)/.test(attribute(child(hw, 'Firmware'), 'type') ?? '') ? 'efi' : 'bios',
+    tpm,
+    osType,
+    guest: guestOf(osType),
+    disks: [],
+    removable: [],
+    nics,
+    snapshots,
+    warnings,
+  }
+}
+
+function hardware(machine: Node): Node | undefined {
+  return child(machine, 'Hardware')
+}
+
+function describeNic(adapter: Node, file: string): Nic {
+  const attachments = {
+    NAT: 'nat',
+    BridgedInterface: 'bridged',
+    HostInterface: 'bridged',
+    HostOnlyInterface: 'hostonly',
+    HostOnlyNetwork: 'hostonlynetwork',
+    InternalNetwork: 'internal',
+    NATNetwork: 'natnetwork',
+    GenericInterface: 'generic',
+    CloudNetwork: 'cloud',
+  } as const
+  // those it had before are in DisabledModes, one level down
+  const mode = Object.keys(attachments).find((name) => child(adapter, name)) as
+    | keyof typeof attachments
+    | undefined
+  const node = mode && child(adapter, mode)
+  const network = attribute(node, 'name') ?? attribute(node, 'driver')
+  return {
+    slot: whole(file, adapter, 'slot'),
+    mac: macOf(attribute(adapter, 'MACAddress')),
+    attachment: mode ? attachments[mode] : 'none',
+    ...(network && { network }),
+    cableConnected: isTrue(attribute(adapter, 'cable') ?? 'true'),
+    model: attribute(adapter, 'type') ?? 'Am79C973',
+    forwards: list(node, 'Forwarding').map((rule) => ({
+      name: attribute(rule, 'name') ?? '',
+      protocol: attribute(rule, 'proto') === '0' ? 'udp' : 'tcp',
+      hostIp: attribute(rule, 'hostip') ?? '',
+      hostPort: whole(file, rule, 'hostport', 0),
+      guestIp: attribute(rule, 'guestip') ?? '',
+      guestPort: whole(file, rule, 'guestport', 0),
+    })),
+  }
+}
+
+function describeForward({ name, protocol, hostIp, hostPort, guestIp, guestPort }: Forward) {
+  return `${name} (${protocol} ${hostIp || '*'}:${hostPort} to ${guestIp || '*'}:${guestPort})`
+}
+
+const CONTROLLERS: Record<string, Controller['type']> = {
+  PIIX3: 'ide',
+  PIIX4: 'ide',
+  ICH6: 'ide',
+  AHCI: 'sata',
+  LsiLogic: 'scsi',
+  BusLogic: 'scsi',
+  LsiLogicSas: 'sas',
+  VirtioSCSI: 'virtio',
+  NVMe: 'nvme',
+  USB: 'usb',
+}
+
+/**
+ * The images in drives of a type, in the order in which VirtualBox's BIOS looks for a disk to boot:
+ * IDE, then SATA, then the SCSIs (orgs.asm: _ata_init, _ahci_init, _scsi_init). EFI keeps an order of
+ * its own in the .nvram, and beside that looks through the disks much the same.
+ */
+function attached(
+  machine: Node,
+  file: string,
+  drive: string,
+): { uuid: string; controller: Controller }[] {
+  const order = ['ide', 'sata', 'scsi', 'sas', 'virtio', 'nvme', 'usb', 'other']
+  // since 5.1 (settings 1.16) in the hardware, before that beside it
+  const parents = [hardware(machine), machine].map((node) => child(node, 'StorageControllers'))
+  return parents.flatMap((parent) => list(parent, 'StorageController'))
+    .flatMap((node) => {
+      const type = CONTROLLERS[attribute(node, 'type') ?? ''] ?? 'other'
+      const last = isTrue(attribute(node, 'Bootable') ?? 'true') ? 0 : order.length
+      return list(node, 'AttachedDevice')
+        .filter((device) => attribute(device, 'type') === drive && child(device, 'Image'))
+        .map((device) => ({
+          rank: last + order.indexOf(type),
+          uuid: bare(attribute(child(device, 'Image'), 'uuid') ?? ''),
+          controller: {
+            type,
+            port: whole(file, device, 'port'),
+            device: whole(file, device, 'device'),
+          },
+        }))
+    })
+    .sort((a, b) =>
+      a.rank - b.rank || a.controller.port - b.controller.port ||
+      a.controller.device - b.controller.device
+    )
+    .map(({ uuid, controller }) => ({ uuid, controller }))
+}
+
+/**
+ * Whether Secure Boot is on, from the variable SecureBootEnable in an .nvram file: the store of UEFI
+ * variables as EDK II lays it out, alone or in a tar. Header of a variable in use: 0x55AA, state 0x3F.
+ */
+async function readSecureBoot(file: string): Promise<boolean | undefined> {
+  if (!await isFile(file) || (await fs.stat(file)).size > 64 * MB) return undefined
+  const store = await fs.readFile(file)
+  const name = Buffer.from('SecureBootEnable\0', 'utf16le')
+  for (let at = store.indexOf(name); at >= 0; at = store.indexOf(name, at + 1)) {
+    const header = at - 60
+    if (header >= 0 && store.readUInt16LE(header) === 0x55aa && store[header + 2] === 0x3f) {
+      return store[at + name.length] === 1
+    }
+  }
+  return false
 }
 
 async function readOvf(file: string): Promise<VmDescription> {
-  const folder = dirname(file)
-  const vm = describeOvf(await fs.readFile(file, 'utf8'), file, 'ovf')
-  return {
-    ...vm,
-    disks: vm.disks.map(({ member, ...disk }) => ({ ...disk, path: join(folder, member ?? '') })),
+  const vm = describeOvf(await readXml(file), file, 'ovf')
+  for (const disk of vm.disks) {
+    const { member = '' } = disk
+    delete disk.member
+    disk.path = join(dirname(file), member)
+    // an address may spell a blank as %20
+    if (!await isFile(disk.path)) disk.path = join(dirname(file), inside(unquoted(member), file))
+    if (!await isFile(disk.path)) {
+      throw new Error(
+        `Cannot read "${file}": its disk "${member}" is not beside it. Copy all files of the export`,
+      )
+    }
+    disk.chain = [disk.path]
   }
+  return vm
 }
 
 async function readOva(file: string): Promise<VmDescription> {
-  const handle = await open(file, 'r')
-  try {
-    const text = await findOvf(handle, file)
-    const vm = describeOvf(text, file, 'ova')
-    return { ...vm, disks: vm.disks.map((disk) => ({ ...disk, path: file })) }
-  } finally {
-    await handle.close()
-  }
-}
-
-/** Reads only the OVF of the archive, which comes first by the standard and elsewhere by habit. */
-async function findOvf(handle: FileHandle, file: string): Promise<string> {
-  const { size: end } = await handle.stat()
-  const header = Buffer.alloc(512)
-  for (let at = 0; at + 512 <= end;) {
-    await handle.read(header, 0, 512, at)
-    if (header.every((byte) => byte === 0)) break
-    const name = header.toString('utf8', 0, 100).replace(/\0.*$/s, '')
-    const size = (header[124] as number) & 0x80
-      ? Number(header.readBigUInt64BE(128))
-      : Number.parseInt(header.toString('latin1', 124, 136), 8)
-    if (!Number.isSafeInteger(size) || size < 0) break
-    if (extname(name).toLowerCase() === '.ovf' && size <= 16 * 1024 ** 2) {
-      const text = Buffer.alloc(size)
-      await handle.read(text, 0, size, at + 512)
-      return text.toString('utf8')
+  const { ovf, members } = await readTar(file)
+  const vm = describeOvf(parse(ovf, file), file, 'ova')
+  for (const disk of vm.disks) {
+    const { member = '' } = disk
+    const found = [member, unquoted(member)].find((name) => members.has(name))
+    if (found === undefined) {
+      throw new Error(`Cannot read "${file}": its disk "${member}" is not in it. Export it again`)
     }
-    at += 512 + Math.ceil(size / 512) * 512
+    Object.assign(disk, { path: file, member: found, chain: [file] })
   }
-  throw new Error(`Cannot read "${file}": there is no OVF in the archive. Export the VM again`)
+  return vm
 }
 
-function describeOvf(text: string, file: string, kind: 'ovf' | 'ova'): VmDescription {
-  const envelope = child(parse(text, file), 'Envelope')
-  const system = child(envelope, 'VirtualSystem')
-  if (envelope === undefined || system === undefined) {
-    throw new Error(`Cannot read "${file}": it describes no VM`)
+/** The OVF of an OVA, and the names in it. The disks are passed over. */
+async function readTar(file: string): Promise<{ ovf: Buffer; members: Set<string> }> {
+  const damaged = (why: string) =>
+    new Error(`Cannot read "${file}": ${why}. Export or copy the VM again`)
+  const members = new Set<string>()
+  let ovf: Buffer | undefined
+  const archive = await open(file, 'r')
+  try {
+    const { size: end } = await archive.stat()
+    const read = async (at: number, length: number) => {
+      if (at + length > end) throw damaged('the archive is cut short')
+      return (await archive.read(Buffer.alloc(length), 0, length, at)).buffer
+    }
+    let long: string | undefined
+    for (let at = 0; at + 512 <= end;) {
+      const header = await read(at, 512)
+      if (header.every((byte) => byte === 0)) break
+      const text = (from: number, to: number) =>
+        header.toString('utf8', from, to).replace(/\0.*$/s, '')
+      if (text(257, 262) !== 'ustar') throw damaged('it is no tar archive')
+      const size = (header[124] as number) & 0x80
+        ? Number(header.readBigUInt64BE(128))
+        : Number(`0o${text(124, 136).trim() || '0'}`)
+      if (!Number.isSafeInteger(size) || at + 512 + size > end) {
+        throw damaged('the archive is cut short')
+      }
+      const type = text(156, 157) || '0'
+      const name = long ?? [text(345, 500), text(0, 100)].filter((part) => part).join('/')
+      long = undefined
+      if (type === 'L') long = (await read(at + 512, Math.min(size, MB))).toString().split('\0')[0]
+      else if (type === 'x') {
+        const extended = (await read(at + 512, Math.min(size, MB))).toString()
+        long = extended.match(/(?:^|\n)\d+ path=([^\n]*)\n/)?.[1]
+      } else if (type === '1' || type === '2') {
+        throw damaged(`"${name}" in it is a link, which an OVA never has`)
+      } else if (type === '0') {
+        members.add(inside(name, file))
+        if (ovf === undefined && /\.ovf$/i.test(name)) {
+          if (size > MAX_XML) throw damaged(`"${name}" in it has ${size} bytes`)
+          ovf = await read(at + 512, size)
+        }
+      }
+      at += 512 + Math.ceil(size / 512) * 512
+    }
+  } finally {
+    await archive.close()
+  }
+  if (ovf === undefined) throw damaged('there is no OVF in the archive')
+  return { ovf, members }
+}
+
+/** A path that stays in the folder or archive it is relative to. */
+function inside(path: string, file: string): string {
+  if (path && !/^[\\/]|:|(^|[\\/])\.\.([\\/]|$)|\0/.test(path)) return path
+  throw new Error(
+    `Cannot read "${file}": the file "${path}" that it names is outside of it. Export the VM again`,
+  )
+}
+
+function unquoted(path: string): string {
+  return /^(?:[^%]|%[0-7][0-9a-f])*$/i.test(path) ? decodeURIComponent(path) : path
+}
+
+/** Disks have the name of their file in `member`, and no `path` yet. */
+function describeOvf(root: Node, file: string, kind: 'ovf' | 'ova'): VmDescription {
+  const damaged = (why: string) =>
+    new Error(`Cannot read "${file}": ${why}. Export each VM by itself`)
+  const envelope = child(root, 'Envelope')
+  const systems = [envelope, ...section(envelope, 'VirtualSystemCollection')]
+    .flatMap((node) => section(node, 'VirtualSystem'))
+  const [system] = systems
+  if (system === undefined || systems.length > 1) {
+    throw damaged(`it describes ${systems.length || 'no'} VMs`)
   }
   const files = new Map(
-    list(child(envelope, 'References'), 'File').map((
-      one,
-    ) => [attribute(one, 'id'), attribute(one, 'href') ?? '']),
+    list(child(envelope, 'References'), 'File').map((one) => [attribute(one, 'id'), one]),
   )
-  const disks = list(child(envelope, 'DiskSection'), 'Disk').map((disk) => {
-    const member = files.get(attribute(disk, 'fileRef')) ?? ''
-    if (!member || /^[\\/]|:|(^|[\\/])\.\.([\\/]|$)/.test(member)) {
-      throw new Error(
-        `Cannot read "${file}": its disk "${member}" is outside its folder. Export the VM again`,
-      )
+  const images = section(envelope, 'DiskSection').flatMap((node) => list(node, 'Disk'))
+  const describe = (node: Node, controller?: Controller): DiskRef => {
+    const from = files.get(attribute(node, 'fileRef')) ?? node
+    const member = inside(attribute(from, 'href') ?? '', file)
+    if (attribute(from, 'chunkSize')) throw damaged(`its disk "${member}" is in pieces`)
+    if ((attribute(from, 'compression') || 'identity') !== 'identity') {
+      throw damaged(`its disk "${member}" is compressed, which VirtualBox cannot read either`)
     }
-    return { id: attribute(disk, 'diskId'), uuid: bare(attribute(disk, 'uuid') ?? ''), member }
-  })
-  const ref = (
-    { member, uuid }: typeof disks[number],
-    controller: DiskRef['controller'],
-  ): DiskRef => ({
-    path: '',
-    member,
-    format: 'VMDK',
-    ...(controller && { controller }),
-    ...(uuid && { uuid }),
-    chain: [],
-    encrypted: false,
-  })
+    const uuid = bare(attribute(node, 'uuid') ?? '')
+    const capacity = Number(attribute(node, 'capacity')) *
+      bytesPer(attribute(node, 'capacityAllocationUnits'), 1)
+    return {
+      path: '',
+      member,
+      format: /vhd/i.test(attribute(node, 'format') ?? '') ? 'VHD' : 'VMDK',
+      ...(Number.isSafeInteger(capacity) && capacity > 0 && { capacity }),
+      ...(controller && { controller }),
+      ...(uuid && { uuid }),
+      chain: [],
+      encrypted: false,
+    }
+  }
   const machine = child(system, 'Machine')
   if (machine !== undefined) {
-    const attached = attachedDisks(machine).map(({ uuid, controller }) => {
-      const disk = disks.find((disk) => disk.uuid === bare(uuid))
-      if (!disk) {
-        throw new Error(
-          `Cannot read "${file}": its disk ${uuid} is not among its files. Export the VM again`,
-        )
-      }
-      return ref(disk, controller)
+    const vm = describeMachine(machine, file, kind)
+    vm.disks = attached(machine, file, 'HardDisk').map(({ uuid, controller }) => {
+      const image = images.find((node) => bare(attribute(node, 'uuid') ?? '') === uuid)
+      if (image === undefined) throw damaged(`its disk ${uuid} is not among its files`)
+      return describe(image, controller)
     })
-    return { ...describeMachine(machine, kind), disks: attached }
+    return vm
   }
-  const items = list(
-    child(system, 'VirtualHardwareSection'),
-    'Item',
-    'StorageItem',
-    'EthernetPortItem',
-  )
-  const type = (item: Node) => Number(content(item, 'ResourceType'))
-  const quantity = (wanted: number) => {
-    const item = items.find((item) => type(item) === wanted)
-    return item && Number(content(item, 'VirtualQuantity'))
-  }
-  const units = content(items.find((item) => type(item) === 4), 'AllocationUnits') ?? ''
-  const power = units.match(/byte\s*\*\s*2\^(\d+)/)?.[1]
-  const unit = power
-    ? 2 ** Number(power)
-    : /giga|gb/i.test(units)
-    ? 1024 ** 3
-    : /^bytes?$/i.test(units)
-    ? 1
-    : MB
-  const controllers: Record<number, string> = { 5: 'ide', 6: 'scsi', 20: 'sata' }
-  const osType = content(child(system, 'OperatingSystemSection'), 'Description') ?? 'unknown'
-  const efi = list(child(system, 'VirtualHardwareSection'), 'Config')
-    .some((one) => attribute(one, 'key') === 'firmware' && attribute(one, 'value') === 'efi')
+  // no VirtualBox wrote it: the items of the standard, and what VMware adds
+  const hardware = section(system, 'VirtualHardwareSection')
+  const items = hardware.flatMap((node) =>
+    ['Item', 'StorageItem', 'EthernetPortItem'].flatMap((name) => list(node, name))
+  ).filter((item) => attribute(item, 'bound') === undefined)
+  const id = (item: Node) => content(item, 'InstanceID') ?? content(item, 'InstanceId')
+  const ofType = (...types: string[]) =>
+    items.filter((item) => types.includes(content(item, 'ResourceType')?.trim() ?? ''))
+  const quantity = (type: string) => Number(content(ofType(type)[0], 'VirtualQuantity'))
+  const config = (...keys: string[]) =>
+    hardware.flatMap((node) => list(node, 'Config', 'ExtraConfig'))
+      .find((one) => keys.includes(attribute(one, 'key') ?? ''))
+  const tpm = items.some((item) => /vtpm/i.test(content(item, 'ResourceSubType') ?? ''))
+  const warnings = tpm ? [NO_TPM] : []
+  const disks = ofType('17').flatMap((item): DiskRef[] => {
+    const resource = content(item, 'HostResource') ?? ''
+    const key = resource.replace(/^.*\//, '')
+    const image = /\/file\//.test(resource)
+      ? files.get(key)
+      : images.find((node) => attribute(node, 'diskId') === key)
+    if (image === undefined) throw damaged(`its disk "${resource}" is not among its files`)
+    if (!attribute(image, 'fileRef') && !attribute(image, 'href')) {
+      warnings.push(`The empty disk "${key}" does not come along`)
+      return []
+    }
+    const parent = items.find((one) => id(one) === content(item, 'Parent'))
+    return [describe(image, parent && controllerOf(parent, content(item, 'AddressOnParent')))]
+  })
+  const os = section(system, 'OperatingSystemSection')[0]
+  const osType = attribute(os, 'osType') ?? content(os, 'Description') ?? 'unknown'
+  const [cpus, memory] = [quantity('3'), quantity('4')]
+  if (!(cpus > 0 && memory > 0)) throw damaged('it does not say how much CPU and memory it has')
+  const efi = attribute(config('firmware'), 'value') === 'efi'
+  const secureBoot = config('bootOptions.efiSecureBootEnabled', 'uefi.secureBoot.enabled')
   return {
     kind,
     name: content(system, 'Name') ?? attribute(system, 'id') ?? basename(file, extname(file)),
-    cpus: quantity(3) || 1,
-    memory: (quantity(4) || 1024) * unit,
+    cpus,
+    memory: memory * bytesPer(content(ofType('4')[0], 'AllocationUnits'), MB),
     firmware: efi ? 'efi' : 'bios',
-    secureBoot: false,
-    tpm: false,
+    secureBoot: efi && isTrue(attribute(secureBoot, 'value')),
+    tpm,
     osType,
     guest: guestOf(osType),
-    disks: items.filter((item) => type(item) === 17).flatMap((item) => {
-      const id = content(item, 'HostResource')?.replace(/^.*\/disk\//, '')
-      const disk = disks.find((disk) => disk.id === id)
-      const parent = items.find((one) => content(one, 'InstanceID') === content(item, 'Parent'))
-      const controller = parent && {
-        type: controllers[type(parent)] ?? 'other',
-        port: Number(content(item, 'AddressOnParent') ?? 0),
-        device: 0,
+    disks,
+    removable: [],
+    nics: ofType('10').map((item, slot) => {
+      const network = content(item, 'Connection')
+      // VirtualBox names the kind of a network there, VMware the network that it is bridged to
+      const word = network?.toLowerCase().replace('-', '') ?? 'none'
+      return {
+        slot,
+        mac: macOf(content(item, 'Address')),
+        attachment: KINDS.find((kind) => kind === word) ?? 'bridged',
+        ...(network !== undefined && { network }),
+        cableConnected: isTrue(content(item, 'AutomaticAllocation') ?? 'true'),
+        model: content(item, 'ResourceSubType') ?? '',
+        forwards: [],
       }
-      return disk ? [ref(disk, controller)] : []
     }),
-    nics: items.filter((item) => type(item) === 10).map((item, slot) => ({
-      slot,
-      mac: (content(item, 'Address') ?? '').replace(/[^0-9a-f]/gi, '').toUpperCase(),
-      attachment: 'bridged',
-      ...(content(item, 'Connection') && { network: content(item, 'Connection') as string }),
-      cableConnected: true,
-    })),
     snapshots: [],
-    warnings: [],
+    warnings,
   }
 }
 
-function readDisks(source: readonly string[]): VmDescription {
+const KINDS = ['nat', 'hostonly', 'internal', 'natnetwork', 'none'] as const
+
+/** Of OVF 1.0 and 2.0, or of 0.9, where every section is a `Section` and the VM is `Content`. */
+function section(parent: Node | undefined, name: string): Node[] {
+  const old = list(parent, 'Section', 'Content')
+    .filter((node) => attribute(node, 'type')?.replace(/^.*:/, '') === `${name}_Type`)
+  return [...list(parent, name), ...old]
+}
+
+function controllerOf(item: Node, address = '0'): Controller {
+  const subtype = content(item, 'ResourceSubType') ?? ''
+  const types: Record<string, Controller['type']> = { 5: 'ide', 6: 'scsi', 20: 'sata' }
+  const type = /nvme/i.test(subtype)
+    ? 'nvme'
+    : types[content(item, 'ResourceType') ?? ''] ?? 'other'
+  // there each of IDE's channels is a controller, with two disks
+  if (type === 'ide') {
+    return { type, port: Number(content(item, 'Address')) || 0, device: Number(address) || 0 }
+  }
+  return { type, port: Number(address) || 0, device: 0 }
+}
+
+/** `byte * 2^20`, and the words in use before it; `absent` when the unit is not given. */
+function bytesPer(unit: string | undefined, absent: number): number {
+  const [, base, power] = unit?.match(/^\s*byte\s*\*\s*(\d+)\^(\d+)\s*$/i) ?? []
+  if (base !== undefined) return Number(base) ** Number(power)
+  const words = ['byte', 'kilo', 'mega', 'giga', 'tera']
+  const word = words.findIndex((word) =>
+    unit?.trim().toLowerCase().startsWith(word) || unit?.trim().toUpperCase() === `${word[0]}B`
+  )
+  return word < 0 ? absent : 1024 ** word
+}
+
+/** Disks alone say nothing of a VM: it gets what a small desktop guest needs, and no adapter. */
+async function readDisks(paths: string[]): Promise<VmDescription> {
+  const disks: DiskRef[] = []
+  for (const path of paths) {
+    disks.push({ path, ...await lookAt(path), chain: [path], encrypted: false })
+  }
+  const [first = ''] = paths
   return {
     kind: 'disks',
-    name: basename(source[0] as string, extname(source[0] as string)),
-    // what a desktop guest needs at least; the command line says otherwise
+    name: basename(first, extname(first)),
     cpus: 2,
     memory: 2048 * MB,
     firmware: 'unknown',
-    secureBoot: false,
     tpm: false,
     osType: 'unknown',
     guest: 'unknown',
-    disks: source.map((path) => ({
-      path: resolve(path),
-      format: '',
-      chain: [],
-      encrypted: false,
-    })),
+    disks,
+    removable: [],
     nics: [],
     snapshots: [],
     warnings: [],
   }
 }
 
-const MB = 1024 ** 2
-
-/** What a `Machine` element says, in a .vbox and in the OVF of VirtualBox alike; disks excepted. */
-function describeMachine(machine: Node, kind: 'vbox' | 'ovf' | 'ova'): VmDescription {
-  const hardware = child(machine, 'Hardware')
-  const osType = attribute(machine, 'OSType') ?? 'unknown'
-  const snapshots: string[] = []
-  const walk = (snapshot: Node | undefined) => {
-    if (snapshot === undefined) return
-    snapshots.push(attribute(snapshot, 'name') ?? '')
-    for (const next of list(child(snapshot, 'Snapshots'), 'Snapshot')) walk(next)
+/** An image's format by its signature, and its size where the header has it in one place. */
+async function lookAt(path: string): Promise<{ format: string; capacity?: number }> {
+  const image = await open(path, 'r')
+  try {
+    const { size } = await image.stat()
+    const read = async (at: number) =>
+      (await image.read(Buffer.alloc(512), 0, 512, Math.max(0, at))).buffer
+    const [head, foot] = [await read(0), await read(size - 512)]
+    if (head.readUInt32LE(64) === 0xbeda107f) {
+      return { format: 'VDI', capacity: Number(head.readBigUInt64LE(368)) }
+    }
+    if (head.toString('latin1', 0, 4) === 'KDMV') {
+      return { format: 'VMDK', capacity: Number(head.readBigUInt64LE(12)) * 512 }
+    }
+    if (/^# Disk DescriptorFile/.test(head.toString('latin1'))) return { format: 'VMDK' }
+    if (head.toString('latin1', 0, 8) === 'vhdxfile') return { format: 'VHDX' }
+    if (foot.toString('latin1', 0, 8) === 'conectix') {
+      return { format: 'VHD', capacity: Number(foot.readBigUInt64BE(48)) }
+    }
+    return { format: 'RAW', capacity: size }
+  } finally {
+    await image.close()
   }
-  walk(child(machine, 'Snapshot'))
-  const nics = list(child(hardware, 'Network'), 'Adapter')
-    .filter((adapter) => attribute(adapter, 'enabled') === 'true').map(describeNic)
-  const firmware = attribute(child(hardware, 'Firmware'), 'type') ?? 'BIOS'
-  const tpm = attribute(child(hardware, 'TrustedPlatformModule'), 'type') ?? 'None'
-  const secureBoot = attribute(child(child(hardware, 'BIOS'), 'NVRAM'), 'secureBoot') ??
-    attribute(child(child(hardware, 'Firmware'), 'SecureBoot'), 'enabled')
-  const count = (names: string[], what: string, where: (Node | undefined)[]) => {
-    const found = where.flatMap((node) => names.flatMap((name) => list(node, name)))
-    return found.length ? [`${found.length} ${what} will not come along`] : []
-  }
-  const forwards = list(child(hardware, 'Network'), 'Adapter').flatMap((adapter) =>
-    list(child(adapter, 'NAT'), 'Forwarding')
-  )
-  const serial = list(child(hardware, 'UART'), 'Port').filter((port) =>
-    attribute(port, 'enabled') === 'true'
-  )
-  return {
-    kind,
-    name: attribute(machine, 'name') ?? '',
-    uuid: bare(attribute(machine, 'uuid') ?? ''),
-    cpus: Number(attribute(child(hardware, 'CPU'), 'count') ?? 1),
-    memory: Number(attribute(child(hardware, 'Memory'), 'RAMSize') ?? 512) * MB,
-    firmware: firmware.startsWith('EFI') ? 'efi' : 'bios',
-    secureBoot: secureBoot === 'true',
-    tpm: tpm !== 'None',
-    osType,
-    guest: guestOf(osType),
-    disks: [],
-    nics,
-    snapshots,
-    warnings: [
-      ...(forwards.length
-        ? [`${forwards.length} port forwarding(s) of its NAT will not come along`]
-        : []),
-      ...count(['SharedFolder'], 'shared folder(s)', [child(hardware, 'SharedFolders')]),
-      ...count(['DeviceFilter'], 'USB filter(s)', [child(child(hardware, 'USB'), 'DeviceFilters')]),
-      ...(serial.length ? [`${serial.length} serial port(s) will not come along`] : []),
-      ...(tpm !== 'None'
-        ? ['What its TPM holds will not come along. Have the BitLocker recovery key at hand']
-        : []),
-      ...(snapshots.length
-        ? [`Only its current state comes along, not its snapshots (${snapshots.join(', ')})`]
-        : []),
-    ],
-  }
-}
-
-function describeNic(adapter: Node): Nic {
-  const modes = {
-    NAT: 'nat',
-    BridgedInterface: 'bridged',
-    HostOnlyInterface: 'hostonly',
-    HostOnlyNetwork: 'hostonly',
-    InternalNetwork: 'internal',
-    NATNetwork: 'natnetwork',
-    GenericInterface: 'generic',
-  } as const
-  const mode = (Object.keys(modes) as (keyof typeof modes)[]).find((name) =>
-    child(adapter, name) !== undefined
-  )
-  const network = mode && attribute(child(adapter, mode), 'name')
-  return {
-    slot: Number(attribute(adapter, 'slot') ?? 0),
-    mac: (attribute(adapter, 'MACAddress') ?? '').toUpperCase(),
-    attachment: mode ? modes[mode] : 'none',
-    ...(network && { network }),
-    cableConnected: (attribute(adapter, 'cable') ?? 'true') === 'true',
-  }
-}
-
-/** The attached hard disks in the order in which the firmware tries them: by controller, port, device. */
-function attachedDisks(
-  machine: Node,
-): { uuid: string; controller: NonNullable<DiskRef['controller']> }[] {
-  const types: Record<string, string> = {
-    AHCI: 'sata',
-    PIIX3: 'ide',
-    PIIX4: 'ide',
-    ICH6: 'ide',
-    NVMe: 'nvme',
-    USB: 'usb',
-  }
-  // since VirtualBox 7 in Hardware, before that beside it
-  const parents = [
-    child(child(machine, 'Hardware'), 'StorageControllers'),
-    child(machine, 'StorageControllers'),
-  ]
-  return parents.flatMap((parent) => list(parent, 'StorageController')).flatMap((controller) => {
-    const type = types[attribute(controller, 'type') ?? ''] ?? 'scsi'
-    return list(controller, 'AttachedDevice')
-      .filter((device) =>
-        attribute(device, 'type') === 'HardDisk' && child(device, 'Image') !== undefined
-      )
-      .map((device) => ({
-        uuid: attribute(child(device, 'Image'), 'uuid') ?? '',
-        controller: {
-          type,
-          port: Number(attribute(device, 'port') ?? 0),
-          device: Number(attribute(device, 'device') ?? 0),
-        },
-      }))
-      .sort((a, b) =>
-        a.controller.port - b.controller.port || a.controller.device - b.controller.device
-      )
-  })
 }
 
 function guestOf(osType: string): VmDescription['guest'] {
-  if (/windows|^win/i.test(osType)) return 'windows'
-  if (/linux|ubuntu|debian|fedora|red ?hat|centos|suse|arch|gentoo|oracle|mint/i.test(osType)) {
-    return 'linux'
-  }
-  return osType === 'unknown' ? 'unknown' : 'other'
+  if (/^win|windows/i.test(osType)) return 'windows'
+  const linux =
+    /linux|ubuntu|debian|fedora|red ?hat|rhel|cent ?os|suse|sles|gentoo|mandriva|turbo|xandros|coreos|photon/i
+  if (linux.test(osType)) return 'linux'
+  return /^(unknown|)$/.test(osType) ? 'unknown' : 'other'
+}
+
+function macOf(text = ''): string {
+  return text.replace(/[^0-9a-f]/gi, '').toUpperCase()
 }
 
 function bare(uuid: string): string {
   return uuid.replace(/[{}]/g, '').toLowerCase()
 }
 
+function isTrue(text: string | undefined): boolean {
+  return /^(true|yes|on|1)$/i.test(text ?? '')
+}
+
+async function isFile(path: string): Promise<boolean> {
+  return path !== '' && await fs.stat(path).then((stat) => stat.isFile(), () => false)
+}
+
+/** A path as VirtualBox wrote it, made absolute; in WSL, where one of Windows is found. */
+async function local(path: string, folder: string): Promise<string> {
+  if (!/^[a-z]:[\\/]/i.test(path)) return path && resolve(folder, path)
+  const wslpath = process.platform === 'linux' && await which('wslpath', { nothrow: true })
+  if (!wslpath) return path
+  return (await run(wslpath, ['-u', path])).stdout.replace(/\n$/, '')
+}
+
+/** An element: its children by name in lists, its attributes under `@name`, its text under `#text`. */
 interface Node {
   [name: string]: Node[] | string | undefined
 }
 
-/** Elements as lists, attributes under `@`, all of them text: the VM "007" is not 7. */
+const MAX_XML = 64 * MB
+
+/**
+ * Everything stays text, as it is: a VM may be named "007" or " ". A prefix says nothing here that
+ * the name does not. Snapshots nest, two levels each, and VirtualBox takes 250 of them.
+ */
 const xml = new XMLParser({
   ignoreAttributes: false,
   attributeNamePrefix: '@',
   removeNSPrefix: true,
-  parseAttributeValue: false,
   parseTagValue: false,
   trimValues: false,
-  htmlEntities: true,
   alwaysCreateTextNode: true,
+  jPath: false,
+  maxNestedTags: 1000,
   isArray: (_name, _path, _leaf, isAttribute) => !isAttribute,
+  processEntities: false,
+  attributeValueProcessor: (_name, text) => decode(text),
+  tagValueProcessor: (_name, text) => decode(text),
 })
 
-function parse(text: string, file: string): Node {
-  if (/<!DOCTYPE|<!ENTITY/i.test(text)) {
-    throw new Error(
-      `Cannot read "${file}": it defines entities of its own, which VirtualBox never does`,
-    )
+async function readXml(file: string): Promise<Node> {
+  const { size } = await fs.stat(file)
+  if (size > MAX_XML) throw new Error(`Cannot read "${file}": it has ${size} bytes. Name another`)
+  return parse(await fs.readFile(file), file)
+}
+
+function parse(bytes: Buffer, file: string): Node {
+  const damaged = (why: string) =>
+    new Error(`Cannot read "${file}": ${why}. Bring back a whole copy, or export the VM again`)
+  let text: string
+  try {
+    text = new TextDecoder('utf-8', { fatal: true }).decode(bytes)
+  } catch {
+    throw damaged('it is not UTF-8')
   }
+  // neither VirtualBox nor VMware writes one, and what it defines could grow without end
+  if (/<!DOCTYPE/i.test(text)) throw damaged('it has a DOCTYPE, which no VM has')
   const valid = XMLValidator.validate(text)
   if (valid !== true) {
-    throw new Error(
-      `Cannot read "${file}": it is damaged in line ${valid.err.line} (${valid.err.msg})`,
-    )
+    throw damaged(`it is damaged in line ${valid.err.line} (${valid.err.msg.replace(/\.$/, '')})`)
   }
-  return xml.parse(text) as Node
+  try {
+    return xml.parse(text) as Node
+  } catch (error) {
+    throw damaged(`it is damaged (${(error as Error).message})`)
+  }
+}
+
+function decode(text: string): string {
+  const named: Record<string, string> = { lt: '<', gt: '>', amp: '&', quot: '"', apos: "'" }
+  return text.replace(/&(?:#(\d{1,7})|#x([0-9a-f]{1,6})|(\w{2,4}));/gi, (all, dec, hex, name) => {
+    const code = dec ? Number(dec) : hex ? Number.parseInt(hex, 16) : undefined
+    if (code === undefined) return named[name] ?? all
+    return code <= 0x10ffff ? String.fromCodePoint(code) : all
+  })
 }
 
 function list(node: Node | undefined, ...names: string[]): Node[] {
   return names.flatMap((name) => {
-    const found = node?.[name]
+    const found = node && Object.hasOwn(node, name) ? node[name] : undefined
     return Array.isArray(found) ? found : []
   })
 }
@@ -538,33 +942,15 @@ function content(node: Node | undefined, name: string): string | undefined {
   return typeof text === 'string' ? text : undefined
 }
 
-async function isFile(path: string): Promise<boolean> {
-  return path !== '' && await fs.stat(path).then((stat) => stat.isFile(), () => false)
-}
-
-async function findVBoxManage(): Promise<string | undefined> {
-  const windows = 'Oracle\\VirtualBox\\VBoxManage.exe'
-  const places = process.platform === 'win32'
-    ? [
-      process.env.VBOX_MSI_INSTALL_PATH &&
-      join(process.env.VBOX_MSI_INSTALL_PATH, 'VBoxManage.exe'),
-      process.env.ProgramFiles && join(process.env.ProgramFiles, windows),
-    ]
-    : ['/mnt/c/Program Files/Oracle/VirtualBox/VBoxManage.exe']
-  if (process.env.VBOXMANAGE) return process.env.VBOXMANAGE
-  const found = await which('VBoxManage', { nothrow: true })
-  if (found) return found
-  for (const place of places) if (place && await isFile(place)) return place
-  return undefined
-}
-
-function vboxManage(program: string, ...args: string[]) {
-  return $({ quiet: true, quote: (arg) => `'${arg.replaceAll("'", "'\\''")}'` })`${program} ${args}`
-}
-
-/** In WSL: where a path of Windows is found. */
-async function fromWindows(path: string): Promise<string> {
-  return (await $({ quiet: true })`wslpath -u ${path}`).stdout.replace(/\n$/, '')
+/** An attribute that is a whole number from 0. */
+function whole(file: string, node: Node | undefined, name: string, absent?: number): number {
+  const text = attribute(node, name)
+  if (text === undefined && absent !== undefined) return absent
+  if (/^\d{1,9}$/.test(text ?? '')) return Number(text)
+  throw new Error(
+    `Cannot read "${file}": its ${name} is ${JSON.stringify(text) ?? 'missing'}, not a number. ` +
+      'Bring back a whole copy, or export the VM again',
+  )
 }
 
 await command(
