@@ -96,7 +96,7 @@ async function chooseSource(
   if (source !== undefined && source.length > 0) return { source, to }
   const names = await listVms()
   if (names === null) {
-    const demo = join(import.meta.dirname, '..', 'fixtures', 'demo', 'demo-bios.ova')
+    const demo = join(import.meta.dirname as string, '..', 'fixtures', 'demo', 'demo-bios.ova')
     screen({
       event: 'note',
       text: 'There is no VirtualBox on this machine: this is the demo VM.\n',

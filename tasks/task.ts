@@ -236,7 +236,6 @@ export async function commandLine<T>(
   const parser = yargs(process.argv.slice(self + 1))
     .locale('en') // else help and errors change with the user's language, and scripts read them
     .scriptName(`npx zx ${relative(process.cwd(), meta.filename)}`)
-    .parserConfiguration({ 'duplicate-arguments-array': false })
     .command(['$0', ...positional].join(' '), description, (command) => {
       for (const name of names) {
         const { positional, example: _, ...option } = options[name] as Option
@@ -254,6 +253,13 @@ export async function commandLine<T>(
     .showHelpOnFail(false, 'Run with --help to see the options.')
     .wrap(Math.min(100, process.stdout.columns || 100))
   const given: Record<string, unknown> = await parser.parseAsync()
+  for (const name of names) {
+    if (!Array.isArray(given[name]) || options[name]?.array) continue
+    console.error(
+      `Cannot take --${kebab(name)} more than once. Run with --help to see the options.`,
+    )
+    process.exit(1)
+  }
   // yargs adds its own: `_`, `$0`, and each name with dashes once more
   const named = names.filter((name) => given[name] !== undefined)
   return Object.fromEntries(named.map((name) => [name, given[name]])) as T

@@ -13,7 +13,7 @@ export interface Run {
 /** Runs tasks/`task`.ts with the runtime that runs the test, in the folder of the host's files. */
 export function runTask(host: SimulatedHost, task: string, ...args: string[]): Promise<Run> {
   const runtime = 'Deno' in globalThis ? ['run', '-A'] : []
-  const file = join(import.meta.dirname, '..', 'tasks', `${task}.ts`)
+  const file = join(import.meta.dirname as string, '..', 'tasks', `${task}.ts`)
   const options = { cwd: host.dir, env: host.env }
   return new Promise((resolve) =>
     execFile(process.execPath, [...runtime, file, ...args], options, (error, stdout, stderr) => {

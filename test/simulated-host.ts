@@ -5,7 +5,7 @@ import { delimiter, join } from 'node:path'
 import process from 'node:process'
 import { openPowerShell, type PowerShell } from '../tasks/task.ts'
 
-const fixtures = join(import.meta.dirname, '..', 'fixtures', 'hyper-v')
+const fixtures = join(import.meta.dirname as string, '..', 'fixtures', 'hyper-v')
 
 export interface SimulatedHost {
   ps: PowerShell

@@ -39,7 +39,7 @@ const PAYLOAD_BLOCK_FULLY_PRESENT = 6n
  */
 export const BLOCK = 2 * MB
 
-export async function writeVhdx({ file, virtualSize, type, uuid }: WriterOptions): Promise<Writer> {
+export function writeVhdx({ file, virtualSize, type, uuid }: WriterOptions): Writer {
   const blocks = Math.ceil(virtualSize / BLOCK)
   // after each run of payload blocks the table has an entry for a sector bitmap, used by parents only
   const ratio = (2 ** 23 * 512) / BLOCK

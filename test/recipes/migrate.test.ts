@@ -17,7 +17,7 @@ import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 import { analyze } from '../tasks/analyze.ts'
 
 const execute = promisify(execFile)
-const root = join(import.meta.dirname, '..', '..')
+const root = join(import.meta.dirname as string, '..', '..')
 const HOSTILE = 'Bob’s "VM"; $(calc) 桥接'
 
 /** Everything the kit can be asked for at once. */

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import process from 'node:process'
 import { suite } from 'uvu'
 
-const root = join(import.meta.dirname, '..', '..')
+const root = join(import.meta.dirname as string, '..', '..')
 // beside the tasks, where its packages are found
 const file = join(root, 'test', 'tasks', `command-${process.pid}.ts`)
 
@@ -40,6 +40,11 @@ commands('gives the options by their names, as the types they were declared', as
     share: false,
     restartNeeded: false,
   })
+})
+
+commands('takes all of a list that is given in parts', async () => {
+  const { stdout } = await run('on', '--host-ip', 'x', '--disk', 'a', 'b', '--disk', 'c')
+  deepEqual(JSON.parse(stdout).disk, ['a', 'b', 'c'])
 })
 
 commands('takes a value that begins with a dash after an equals sign', async () => {

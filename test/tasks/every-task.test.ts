@@ -22,7 +22,7 @@ import { needs } from '../needs.ts'
 import { analyze } from './analyze.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 
-const root = join(import.meta.dirname, '..', '..')
+const root = join(import.meta.dirname as string, '..', '..')
 const tasks = (await fs.readdir(join(root, 'tasks')))
   .filter((name) => name.endsWith('.ts') && name !== 'task.ts')
 const bin = join(root, 'node_modules', '.bin')

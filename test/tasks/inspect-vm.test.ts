@@ -9,7 +9,7 @@ import { makeVm, NAME, vboxManage } from '../../fixtures/inspect-vm/make.ts'
 import { inspectVm, listVms } from '../../tasks/inspect-vm.ts'
 import { needs } from '../needs.ts'
 
-const root = join(import.meta.dirname, '..', '..')
+const root = join(import.meta.dirname as string, '..', '..')
 const fixtures = join(root, 'fixtures', 'inspect-vm')
 const MB = 1024 ** 2
 const uuid = (last: string) => `3f1b9c6e-0000-4000-8000-${last.padStart(12, '0')}`
