@@ -903,13 +903,18 @@ function parse(bytes: Buffer, file: string): Node {
   if (/<!DOCTYPE/i.test(text)) throw damaged('it has a DOCTYPE, which no VM has')
   const valid = XMLValidator.validate(text)
   if (valid !== true) {
-    throw damaged(`it is damaged in line ${valid.err.line} (${valid.err.msg.replace(/\.$/, '')})`)
+    throw damaged(`it is damaged in line ${valid.err.line} (${brief(valid.err.msg)})`)
   }
   try {
     return xml.parse(text) as Node
   } catch (error) {
-    throw damaged(`it is damaged (${(error as Error).message})`)
+    throw damaged(`it is damaged (${brief((error as Error).message)})`)
   }
+}
+
+/** What a file says may be all of it. */
+function brief(text: string): string {
+  return text.replace(/\.$/, '').slice(0, 100)
 }
 
 function decode(text: string): string {
@@ -948,7 +953,9 @@ function whole(file: string, node: Node | undefined, name: string, absent?: numb
   if (text === undefined && absent !== undefined) return absent
   if (/^\d{1,9}$/.test(text ?? '')) return Number(text)
   throw new Error(
-    `Cannot read "${file}": its ${name} is ${JSON.stringify(text) ?? 'missing'}, not a number. ` +
+    `Cannot read "${file}": its ${name} is ${
+      text === undefined ? 'missing' : JSON.stringify(brief(text))
+    }, not a number. ` +
       'Bring back a whole copy, or export the VM again',
   )
 }

@@ -535,6 +535,7 @@ settings('names the line of broken XML, and takes no entities', async ({ dir }) 
     [Buffer.from(text.replace('&quot;', 'é'), 'latin1'), /it is not UTF-8/],
     ['<a>'.repeat(5000) + '</a>'.repeat(5000), /it is damaged \(/],
     ['', /is damaged/],
+    ['<'.repeat(100_000), /it is damaged in line 1 \(.{0,100}\)\./],
     ['<VirtualBox/>', /it describes no VM/],
     ['<VirtualBox><MachineEncrypted/></VirtualBox>', /it is encrypted/],
     ['<VirtualBox><Machine name="a"/></VirtualBox>', /its VM has no hardware/],
