@@ -68,11 +68,11 @@ const test = needs(jobs, 'pwsh')
 
 jobs.before.each(async (context) => {
   context.host = await simulatedHost()
-  // what `npm install zx yargs ...` leaves in an empty folder
+  // what `npm init --init-type=module` and `npm install` leave in an empty folder
   context.dir = await fs.mkdtemp(join(tmpdir(), 'copied-'))
   await fs.symlink(join(root, 'node_modules'), join(context.dir, 'node_modules'), 'junction')
   const { dependencies } = await fs.readJson(join(root, 'package.json'))
-  await fs.writeJson(join(context.dir, 'package.json'), { dependencies })
+  await fs.writeJson(join(context.dir, 'package.json'), { type: 'module', dependencies })
 })
 jobs.after.each(async ({ host, dir }) => {
   await host.close()
