@@ -306,9 +306,21 @@ async function copy(
 ): Promise<void> {
   const total = image.allocatedSize
   let done = 0
+  // writers give out places as they are asked, so they are asked in order: equal disks, equal files
+  let turn = Promise.resolve()
   const work = async (extent: Extent) => {
-    const data = await extent.load()
-    if (!isZero(data)) await writer.write(extent.offset, data)
+    const mine = turn
+    let next = () => {}
+    turn = new Promise((resolve) => (next = resolve))
+    let writing: Promise<void> | undefined
+    try {
+      const data = await extent.load()
+      await mine
+      if (!isZero(data)) writing = writer.write(extent.offset, data)
+    } finally {
+      next()
+    }
+    await writing
     done += extent.length
     onProgress?.({ done, total })
   }

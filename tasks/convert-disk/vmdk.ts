@@ -80,7 +80,13 @@ export async function openVmdk(bytes: Bytes): Promise<Image> {
   const field = (
     name: 'capacity' | 'grainSize' | 'gdOffset' | 'descriptorOffset' | 'descriptorSize',
   ) => number(bytes, at + HEADER[name], header.readBigUInt64LE(HEADER[name]), `its ${name}`)
-  const virtualSize = field('capacity') * SECTOR
+  // the header's capacity is rounded up to whole grains; the descriptor has the disk's own size
+  const described = await readDescriptor(
+    bytes,
+    field('descriptorOffset') * SECTOR,
+    field('descriptorSize') * SECTOR,
+  )
+  const virtualSize = Math.min(field('capacity'), described ?? Number.POSITIVE_INFINITY) * SECTOR
   const grainSize = field('grainSize') * SECTOR
   const perTable = header.readUInt32LE(HEADER.numGTEsPerGT)
   if (grainSize < 8 * SECTOR || grainSize > 16 * 1024 ** 2 || perTable < 1 || perTable > 65536) {
@@ -90,7 +96,6 @@ export async function openVmdk(bytes: Bytes): Promise<Image> {
       'its grain size or grain table size is none that is known',
     )
   }
-  await refuseLinks(bytes, field('descriptorOffset') * SECTOR, field('descriptorSize') * SECTOR)
   const tables = Math.ceil(virtualSize / (grainSize * perTable))
   const gd = field('gdOffset') * SECTOR
   if (gd + tables * 4 > bytes.size) {
@@ -177,9 +182,13 @@ export async function openVmdk(bytes: Bytes): Promise<Image> {
   }
 }
 
-/** An image with a parent holds only what changed. */
-async function refuseLinks(bytes: Bytes, offset: number, length: number): Promise<void> {
-  if (length === 0 || length > 1024 ** 2 || offset + length > bytes.size) return
+/** The size of the disk in sectors, when the descriptor has it. Refuses an image with a parent: it holds only what changed. */
+async function readDescriptor(
+  bytes: Bytes,
+  offset: number,
+  length: number,
+): Promise<number | undefined> {
+  if (length === 0 || length > 1024 ** 2 || offset + length > bytes.size) return undefined
   const descriptor = (await bytes.read(offset, length)).toString('utf8')
   const parent = descriptor.match(/^\s*parentCID\s*=\s*([0-9a-f]+)\s*$/im)?.[1]
   if (parent !== undefined && parent.toLowerCase() !== 'ffffffff') {
@@ -190,4 +199,6 @@ async function refuseLinks(bytes: Bytes, offset: number, length: number): Promis
         `Run: VBoxManage clonemedium "${bytes.name}" whole.vdi, and convert that`,
     )
   }
+  const sectors = Number(descriptor.match(/^(?:RW|RDONLY)\s+(\d+)\s+SPARSE\s/m)?.[1])
+  return Number.isSafeInteger(sectors) && sectors > 0 ? sectors : undefined
 }
