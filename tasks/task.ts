@@ -233,7 +233,17 @@ export async function commandLine<T>(
     if (value === undefined) return []
     return options[name]?.positional ? [value] : [`--${kebab(name)} ${value}`.trim()]
   })
-  const parser = yargs(process.argv.slice(self + 1))
+  const args = process.argv.slice(self + 1)
+  const end = args.indexOf('--')
+  // yargs counts what follows `--` as no positional at all, so a name like -x is masked until after
+  if (end >= 0) {
+    args.splice(
+      end,
+      args.length,
+      ...args.slice(end + 1).map((arg) => arg.replace(/^-/, `${MASK}-`)),
+    )
+  }
+  const parser = yargs(args)
     .locale('en') // else help and errors change with the user's language, and scripts read them
     .scriptName(`npx zx ${relative(process.cwd(), meta.filename)}`)
     .command(['$0', ...positional].join(' '), description, (command) => {
@@ -262,7 +272,15 @@ export async function commandLine<T>(
   }
   // yargs adds its own: `_`, `$0`, and each name with dashes once more
   const named = names.filter((name) => given[name] !== undefined)
-  return Object.fromEntries(named.map((name) => [name, given[name]])) as T
+  return Object.fromEntries(named.map((name) => [name, unmask(given[name])])) as T
+}
+
+/** A character that is no one's: reserved for private use. */
+const MASK = '\ue000'
+
+function unmask(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(unmask)
+  return typeof value === 'string' && value.startsWith(MASK) ? value.slice(1) : value
 }
 
 interface Answer {

@@ -19,6 +19,7 @@ commands.before(() =>
       state: { type: 'string', positional: true, demandOption: true, choices: ['on', 'off'], describe: 'x', example: 'on' },
       hostIp: { type: 'string', demandOption: true, describe: 'x', example: '10.0.0.1/24' },
       disk: { type: 'string', array: true, describe: 'x' },
+      more: { type: 'string', positional: true, array: true, describe: 'x' },
       cpus: { type: 'number', describe: 'x' },
       share: { type: 'boolean', describe: 'x' },
       dryRun,
@@ -38,8 +39,15 @@ commands('gives the options by their names, as the types they were declared', as
     hostIp: '007',
     disk: ['a', 'b'],
     share: false,
+    more: [],
     restartNeeded: false,
   })
+})
+
+commands('takes what follows two dashes for names, whatever they begin with', async () => {
+  const { stdout } = await run('--host-ip', 'x', '--', 'on', '-x', '--dry-run')
+  const { state, more, dryRun } = JSON.parse(stdout)
+  deepEqual({ state, more, dryRun }, { state: 'on', more: ['-x', '--dry-run'], dryRun: undefined })
 })
 
 commands('takes all of a list that is given in parts', async () => {
