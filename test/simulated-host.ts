@@ -33,6 +33,8 @@ export async function simulatedHost(seed: 'laptop' | 'server' = 'laptop'): Promi
   const modules = [join(fixtures, 'modules'), process.env.PSModulePath].filter(Boolean)
   const env = {
     ...process.env,
+    // uvu asks for colours, and node warns programs whose user asks for none
+    FORCE_COLOR: '0',
     PSModulePath: modules.join(delimiter),
     SIMULATED_HOST: file,
     SIMULATED_HOST_LOG: log,

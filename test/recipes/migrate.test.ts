@@ -527,7 +527,7 @@ function output(file: string, args: string[], env: NodeJS.ProcessEnv) {
     execFile(
       file,
       args,
-      { env: { ...env, NO_COLOR: '1' } },
+      { env: { ...env, FORCE_COLOR: '0' } },
       (error, stdout, stderr) =>
         resolve({ code: error === null ? 0 : Number(error.code), stdout, stderr }),
     )

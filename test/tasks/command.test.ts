@@ -100,7 +100,7 @@ function run(...args: string[]) {
     execFile(
       process.execPath,
       [...runtime, file, ...args],
-      { env: { ...process.env, LC_ALL: 'zh_CN.UTF-8' } },
+      { env: { ...process.env, FORCE_COLOR: '0', LC_ALL: 'zh_CN.UTF-8' } },
       (error, stdout, stderr) =>
         resolve({ code: error === null ? 0 : Number(error.code), stdout, stderr }),
     )

@@ -198,7 +198,7 @@ function run(
       {
         cwd,
         shell: process.platform === 'win32',
-        env: { ...env, NO_COLOR: '1', PATH: `${bin}${delimiter}${env.PATH}` },
+        env: { ...env, FORCE_COLOR: '0', PATH: `${bin}${delimiter}${env.PATH}` },
       },
       (error, stdout, stderr) => resolve({ code: error ? Number(error.code) : 0, stdout, stderr }),
     )

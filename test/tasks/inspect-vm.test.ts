@@ -739,7 +739,7 @@ function run(
   const options = {
     cwd: root,
     shell: process.platform === 'win32',
-    env: { ...process.env, NO_COLOR: '1', PATH: `${bin}${delimiter}${process.env.PATH}` },
+    env: { ...process.env, FORCE_COLOR: '0', PATH: `${bin}${delimiter}${process.env.PATH}` },
   }
   return new Promise((resolve) =>
     execFile(
