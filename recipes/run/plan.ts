@@ -319,9 +319,7 @@ export function size(bytes: number): string {
   const units = ['bytes', 'KB', 'MB', 'GB', 'TB']
   const unit = bytes < 1024 ? 0 : Math.min(4, Math.floor(Math.log2(bytes) / 10))
   const value = bytes / 1024 ** unit
-  return `${value >= 100 || Number.isInteger(value) ? Math.round(value) : value.toFixed(1)} ${
-    units[unit]
-  }`
+  return `${value >= 100 ? Math.round(value) : Number(value.toFixed(1))} ${units[unit]}`
 }
 
 /** "1 CPU", "2 CPUs". */

@@ -431,6 +431,15 @@ commands('reads options from a JSON file', async ({ dir }) => {
   equal(plan.vm.cpus, 3)
 })
 
+commands('prints the dry run that the README shows', async ({ dir }) => {
+  const readme = await fs.readFile(join(root, 'README.md'), 'utf8')
+  const [, shown = ''] =
+    readme.match(/ {4}\$ npx zx recipes\/migrate\.ts .* --dry-run\n((?: {4}.*\n|\n)+)/) ?? []
+  const demo = join(root, 'fixtures', 'demo', 'demo-bios.ova')
+  const { stdout } = await program([demo, '--to', 'bundle:out/demo', '--dry-run'], process.env, dir)
+  equal(shown.replace(/^ {4}/gm, '').trim(), stdout.trim())
+})
+
 commands('says what is wrong in a sentence, without a stack', async ({ dir }) => {
   const none = join(dir, 'none.vdi')
   const { code, stdout, stderr } = await program([none, '--to', `bundle:${join(dir, 'b')}`])
@@ -514,20 +523,21 @@ async function deploy({ env }: SimulatedHost, bundle: string, ...args: string[])
   ], env)
 }
 
-function program(args: string[], env = process.env) {
-  return output(process.execPath, [...runtime(), join(root, 'recipes', 'migrate.ts'), ...args], env)
+function program(args: string[], env = process.env, cwd = root) {
+  const recipe = join(root, 'recipes', 'migrate.ts')
+  return output(process.execPath, [...runtime(), recipe, ...args], env, cwd)
 }
 
 function runtime(): string[] {
   return 'Deno' in globalThis ? ['run', '-A'] : []
 }
 
-function output(file: string, args: string[], env: NodeJS.ProcessEnv) {
+function output(file: string, args: string[], env: NodeJS.ProcessEnv, cwd = root) {
   return new Promise<{ code: number; stdout: string; stderr: string }>((resolve) =>
     execFile(
       file,
       args,
-      { env: { ...env, FORCE_COLOR: '0' } },
+      { cwd, env: { ...env, FORCE_COLOR: '0' } },
       (error, stdout, stderr) =>
         resolve({ code: error === null ? 0 : Number(error.code), stdout, stderr }),
     )
