@@ -1,0 +1,194 @@
+import { deepEqual, equal, match } from 'node:assert/strict'
+import { suite } from 'uvu'
+import { type Disks, makePlan, size, type Target, type Wishes } from '../../../recipes/run/plan.ts'
+import type { VmDescription } from '../../../tasks/inspect-vm.ts'
+
+const bundle: Target = { kind: 'bundle', dir: 'out/x' }
+
+const plans = suite('makePlan')
+
+for (
+  const [firmware, boots, generation] of [
+    ['bios', 'bios', 1],
+    ['bios', 'none', 1],
+    ['efi', 'uefi', 2],
+    ['efi', 'none', 2],
+    ['efi', 'both', 2],
+    ['bios', 'both', 1],
+    ['unknown', 'uefi', 2],
+    ['unknown', 'bios', 1],
+    ['unknown', 'both', 2],
+    // the disk is believed before the settings
+    ['bios', 'uefi', 2],
+    ['efi', 'bios', 1],
+  ] as const
+) {
+  plans(
+    `makes generation ${generation} of ${firmware} firmware and a disk that boots by ${boots}`,
+    () => {
+      const { plan, refusals } = makePlan(vm({ firmware }), [disk({ boots })], {}, bundle)
+      equal(plan.vm.generation, generation)
+      deepEqual(refusals, [])
+    },
+  )
+}
+
+plans('asks for the generation where nothing tells it', () => {
+  const { refusals } = makePlan(vm({ firmware: 'unknown' }), [disk({ boots: 'none' })], {}, bundle)
+  match(refusals.join(), /^Cannot tell the generation of "web"/)
+})
+
+plans('refuses a generation that cannot boot the disk, and VHD for generation 2', () => {
+  match(refusal({ generation: 2 }, 'bios'), /its disk boots by BIOS, and generation 2 is UEFI only/)
+  match(refusal({ format: 'vhd' }, 'uefi'), /Cannot use VHD for a VM of generation 2/)
+})
+
+plans('refuses a VM that runs or sleeps, and says how to end that', () => {
+  for (
+    const [state, reason] of [['running', /it is running/], [
+      'saved',
+      /its state is saved/,
+    ]] as const
+  ) {
+    const { refusals } = makePlan(vm({ state }), [disk({})], {}, bundle)
+    match(refusals.join(), reason)
+  }
+})
+
+plans('refuses options that lack what they belong to', () => {
+  match(refusal({ adapter: 'Wi-Fi' }), /Cannot use --adapter alone/)
+  match(refusal({ share: false }), /Cannot use --share alone/)
+  match(refusal({ hostIp: '10.0.0.1/24' }), /Cannot use --host-ip alone/)
+  match(refusal({ internal: 'x', nat: true }), /Cannot use --nat alone/)
+  match(refusal({ internal: 'x', guestIp: '10.0.0.2' }), /Cannot use --guest-ip alone/)
+  match(refusal({ internal: 'x', external: 'X' }), /two switches named/)
+})
+
+plans('refuses a guest address that is not in the host’s network, or is the host’s', () => {
+  for (const guestIp of ['10.0.1.2', '10.0.0.1', '10.0.0.256', 'fe80::1', '10.0.0.2/24']) {
+    match(refusal({ internal: 'x', hostIp: '10.0.0.1/24', guestIp }), /10\.0\.0|fe80|10\.0\.1/)
+  }
+  equal(refusal({ internal: 'x', hostIp: '10.0.0.1/24', guestIp: '10.0.0.2' }), '')
+})
+
+plans(
+  'gives the bridged adapter to the external switch and the host-only one to the internal',
+  () => {
+    const { plan } = makePlan(
+      vm({}),
+      [disk({})],
+      { external: '桥接', adapter: 'Wi-Fi', internal: 'Static-NAT' },
+      bundle,
+    )
+    const adapters = plan.steps.flatMap((step) =>
+      step.task === 'attach-adapter' ? [step.options] : []
+    )
+    deepEqual(adapters, [
+      { vm: 'web', name: '桥接', switch: '桥接', mac: '080027000002' },
+      { vm: 'web', name: 'Static-NAT', switch: 'Static-NAT', mac: '080027000003' },
+      { vm: 'web', name: 'Adapter 1', switch: 'Default Switch', mac: '080027000001' },
+    ])
+  },
+)
+
+plans('leaves an adapter unconnected where its network is not asked for, and says so', () => {
+  const { plan } = makePlan(vm({}), [disk({})], {}, bundle)
+  const bridged = plan.steps.find(({ id }) => id === 'attach-adapter-2')
+  deepEqual(bridged?.options, { vm: 'web', name: 'Adapter 2', mac: '080027000002' })
+  match(plan.notes.join('\n'), /Adapter 2 was bridged and stays unconnected/)
+})
+
+plans('makes file names of any VM’s name', () => {
+  for (
+    const [name, slug] of [
+      ['Bob’s "VM"; $(calc) 桥接', 'Bob_s _VM_ _calc_ 桥接'],
+      ['../../etc/passwd', '_.._etc_passwd'],
+      ['-rf', 'rf'],
+      ['a[1]*?', 'a_1_'],
+      ['line\nline\u0000', 'line_line_'],
+      ['CON', 'CON_'],
+      ['...', '_'],
+    ]
+  ) {
+    const { plan } = makePlan(vm({}), [disk({})], { name }, bundle)
+    equal(plan.slug, slug, name)
+    equal(plan.name, name)
+  }
+})
+
+plans('rounds memory up to what Hyper-V takes', () => {
+  const { plan } = makePlan(vm({ memory: 1025 * 1024 ** 2 }), [disk({})], {}, bundle)
+  equal(plan.vm.memory, 1026 * 1024 ** 2)
+})
+
+plans('has another key when the source was written to since', () => {
+  const keys = ['2026-01-01', '2026-01-01', '2026-01-02'].map((modified) =>
+    makePlan(vm({}), [disk({ modified })], {}, bundle).plan.key
+  )
+  equal(keys[0], keys[1])
+  equal(new Set(keys).size, 2)
+})
+
+plans('tells sizes in the units of Windows', () => {
+  deepEqual([0, 1023, 1024, 1536, 66 * 1024 ** 2, 2 ** 41].map(size), [
+    '0 bytes',
+    '1023 bytes',
+    '1 KB',
+    '1.5 KB',
+    '66 MB',
+    '2 TB',
+  ])
+})
+
+plans.run()
+
+function vm(some: Partial<VmDescription>): VmDescription {
+  const nic = (slot: number, attachment: VmDescription['nics'][number]['attachment']) => ({
+    slot,
+    mac: `08002700000${slot + 1}`,
+    attachment,
+    cableConnected: true,
+    model: '82540EM',
+    forwards: [],
+  })
+  return {
+    kind: 'ova',
+    name: 'web',
+    cpus: 2,
+    memory: 2 * 1024 ** 3,
+    firmware: 'bios',
+    tpm: false,
+    osType: 'Other',
+    guest: 'other',
+    disks: [{ path: '/x.ova', member: 'x.vmdk', format: 'VMDK', chain: [], encrypted: false }],
+    removable: [],
+    nics: [nic(0, 'nat'), nic(1, 'bridged'), nic(2, 'hostonly')],
+    snapshots: [],
+    warnings: [],
+    ...some,
+  }
+}
+
+function disk(some: Partial<Disks[number]>): Disks[number] {
+  return {
+    format: 'vmdk',
+    variant: 'streamOptimized',
+    virtualSize: 1024 ** 3,
+    allocatedSize: 1024 ** 2,
+    partitionTable: 'mbr',
+    partitions: [],
+    boots: 'bios',
+    modified: '2026-01-01T00:00:00.000Z',
+    ...some,
+  } as Disks[number]
+}
+
+function refusal(wishes: Wishes, boots: Disks[number]['boots'] = 'bios'): string {
+  return makePlan(
+    vm({ firmware: boots === 'uefi' ? 'efi' : 'bios' }),
+    [disk({ boots })],
+    wishes,
+    bundle,
+  )
+    .refusals.join('\n')
+}
