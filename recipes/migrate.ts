@@ -15,7 +15,7 @@ import { beginBundle, BUNDLE, bundleState, finishBundle, removeBundle } from './
 import { freeSpace, type Host, localHost } from './run/host.ts'
 import { beginJournal, readJournals, record, stateFolder } from './run/journal.ts'
 import { makePlan, type Plan, size, type Step, type Target, type Wishes } from './run/plan.ts'
-import { describeProgress, jsonScreen, measure, type Screen, textScreen } from './run/screen.ts'
+import { describeProgress, measure, type Screen, stopSignal, terminal } from './run/screen.ts'
 import { perform, type Progress, type StepResult } from './run/steps.ts'
 
 export interface MigrateOptions extends Omit<Wishes, 'memory'> {
@@ -399,18 +399,12 @@ const given = await commandLine<MigrateOptions & { yes?: boolean; json?: boolean
 )
 if (given) {
   const { yes, json, ...options } = given
-  const person = Boolean(process.stdin.isTTY && process.stdout.isTTY && !json)
-  const live = Boolean(process.stdout.isTTY && !json)
-  const screen = json ? jsonScreen : textScreen({ live })
-  const stop = new AbortController()
-  // the second Ctrl-C is no longer asked for
-  process.once('SIGINT', () => stop.abort())
-  process.once('SIGTERM', () => stop.abort())
+  const { screen, live, person } = terminal(json)
   try {
     await migrate(options, {
       screen,
       live,
-      signal: stop.signal,
+      signal: stopSignal(),
       ...(person && !yes && { agree: () => confirm({ message: 'Go ahead?' }) }),
       ...(person && {
         pick: (names) =>

@@ -9,7 +9,7 @@ import { removeBundle } from './run/bundle.ts'
 import { type Host, localHost } from './run/host.ts'
 import { type Journal, readJournals, record, stateFolder } from './run/journal.ts'
 import type { Step, StepResult } from './run/plan.ts'
-import { jsonScreen, type Screen, textScreen } from './run/screen.ts'
+import { type Screen, terminal } from './run/screen.ts'
 import { takeBack } from './run/steps.ts'
 
 export interface UndoOptions {
@@ -139,9 +139,7 @@ const given = await commandLine<UndoOptions & { yes?: boolean; json?: boolean }>
 )
 if (given) {
   const { yes, json, ...options } = given
-  const person = Boolean(process.stdin.isTTY && process.stdout.isTTY && !json)
-  const live = Boolean(process.stdout.isTTY && !json)
-  const screen = json ? jsonScreen : textScreen({ live })
+  const { screen, live, person } = terminal(json)
   try {
     await undo(options, {
       screen,

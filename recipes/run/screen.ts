@@ -22,10 +22,10 @@ export type StepState = 'started' | 'done' | 'same' | 'would' | 'unknown' | 'fai
 export type Screen = (event: RunEvent) => void
 
 /** One JSON object a line, and nothing else. */
-export const jsonScreen: Screen = (event) => console.log(JSON.stringify(event))
+const jsonScreen: Screen = (event) => console.log(JSON.stringify(event))
 
 /** Words for people. With `live`, steps and progress are left to the list that listr2 draws. */
-export function textScreen({ live }: { live: boolean }): Screen {
+function textScreen({ live }: { live: boolean }): Screen {
   let said = -1
   return (event) => {
     switch (event.event) {
@@ -54,6 +54,25 @@ export function textScreen({ live }: { live: boolean }): Screen {
         console.error(wrap(event.message, 0))
     }
   }
+}
+
+/** What a recipe shows its run on, and whether a person is there to be asked. */
+export function terminal(json = false): { screen: Screen; live: boolean; person: boolean } {
+  const live = Boolean(process.stdout.isTTY) && !json
+  return {
+    screen: json ? jsonScreen : textScreen({ live }),
+    live,
+    person: live && Boolean(process.stdin.isTTY),
+  }
+}
+
+/** Aborts at the first Ctrl-C or request to end; the second ends the process at once. */
+export function stopSignal(): AbortSignal {
+  const stop = new AbortController()
+  const ask = () => stop.signal.aborted ? process.exit(130) : stop.abort()
+  // not once: signal-exit, below listr2, kills a process in which it finds itself alone
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, ask)
+  return stop.signal
 }
 
 /** "42 %, 310 MB/s, 12 s left". */

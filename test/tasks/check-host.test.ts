@@ -74,7 +74,7 @@ test('finds nothing in the way of a VM on a host that has none, and says what th
 test('changes nothing, and asks only about what is wanted', async () => {
   await check({ vm: 'demo' })
   const called = (await host.calls()).map(({ cmdlet }) => cmdlet)
-  assert.deepEqual(called, ['Get-VMHost', 'Get-VM'])
+  assert.deepEqual(called, ['Get-VMHost', 'Get-VM', 'Get-VMSwitch'])
   await check(plan)
   assert.ok((await host.calls()).every(({ cmdlet }) => cmdlet.startsWith('Get-')))
   assert.equal(await host.text(), seed)
