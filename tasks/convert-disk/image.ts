@@ -1,102 +1,248 @@
 /** What readers and writers of disk images have in common. */
 import type { FileHandle } from 'node:fs/promises'
 
+export type Format = 'vdi' | 'vmdk' | 'vhd' | 'vhdx' | 'raw'
+
 /** The bytes of an image: a file, or a member of an archive, read where it lies. */
 export interface Bytes {
   /** For messages: the file, or the archive and the member. */
   name: string
   size: number
-  /** Exactly `length` bytes from `position`; rejects where the file ends before. */
-  read: (position: number, length: number) => Promise<Buffer>
+  /** Exactly `length` bytes from `position`, in `into` when given; rejects where the file ends before. */
+  read: (position: number, length: number, into?: Buffer) => Promise<Buffer>
 }
 
-/** A piece of the virtual disk that may hold data. Everything between extents reads as zeros. */
-export interface Extent {
-  /** Where on the virtual disk; bytes. */
+/** A part of the virtual disk that may hold data, and where that lies. */
+export interface Run {
+  /** Byte of the virtual disk. */
   offset: number
   length: number
-  load: () => Promise<Buffer>
+  bytes: Bytes
+  /** Byte of `bytes`. */
+  at: number
+}
+
+/** The runs of one {@link WINDOW} of the virtual disk. What they leave out reads as zeros. */
+export interface Piece {
+  offset: number
+  length: number
+  runs: Run[]
+}
+
+/** Memory that one piece after the other is read into. */
+export interface Slot {
+  data: Buffer<ArrayBuffer>
+  /** For what is stored compressed. */
+  stored?: Buffer<ArrayBuffer>
 }
 
 /** A disk image that can be read. */
 export interface Image {
-  format: 'vdi' | 'vmdk' | 'vhd' | 'vhdx' | 'raw'
+  format: Format
   /** As the format's specification names it, e.g. `dynamic` or `streamOptimized`. */
   variant: string
   /** Bytes. */
   virtualSize: number
-  /** Bytes of the extents. */
-  allocatedSize: number
+  /** Bytes of a sector as the guest sees it. */
+  sectorSize: 512 | 4096
   /** The image's own identifier, in the usual notation. */
   identifier?: string
-  /** By rising offset, and never larger than a few megabytes each. */
-  extents: () => AsyncIterable<Extent>
+  /** What is wrong with it and no obstacle. */
+  warnings?: string[]
+  /**
+   * By rising offset, each within the disk, beginning with the one that holds byte `from` or follows it.
+   * Checks the tables on its way: rejects with an {@link ImageError} where they cannot be right.
+   */
+  runs: (from?: number) => AsyncIterable<Run>
+  /** How a piece is read, when its runs are not stored as they are. */
+  load?: (piece: Piece, slot: Slot) => Promise<void>
+  close?: () => Promise<void>
 }
 
 /** An image that is being written. */
 export interface Writer {
-  /** Writes data that is not all zeros; each byte of the disk at most once, in any order. */
-  write: (offset: number, data: Buffer) => Promise<void>
+  identifier?: string
+  /**
+   * Gives data that is not all zeros its place. Called in the order of the disk, so that equal disks
+   * give equal files, and once for each byte at most.
+   */
+  place: (offset: number, data: Buffer) => Write[]
   /** Writes what is only known in the end: tables, headers. */
   finish: () => Promise<void>
-  identifier?: string
-  /** Bytes of data blocks that were allocated. */
-  allocated: () => number
+}
+
+export interface Write {
+  position: number
+  data: Buffer
 }
 
 export interface WriterOptions {
   file: FileHandle
+  /** Bytes, whole sectors. */
   virtualSize: number
+  sectorSize: 512 | 4096
   type: 'dynamic' | 'fixed'
-  /** 16 random bytes each time, or the next of a seeded row. */
-  uuid: () => Buffer
+  /** A random one each time, or the next of a seeded row. */
+  uuid: () => string
 }
 
 /** Refuses an image: file, offset and reason in one sentence. */
 export class ImageError extends Error {
   override name = 'ImageError'
   constructor({ name }: { name: string }, offset: number, reason: string) {
-    super(`Cannot read "${name}": ${reason} (at byte ${offset})`)
+    super(`Cannot read "${printable(name)}": ${reason} (at byte ${offset})`)
   }
 }
 
-/** A number that a table holds, when it can be one: tables of damaged images hold anything. */
-export function number(bytes: Bytes, at: number, value: bigint, what: string): number {
-  if (value > BigInt(Number.MAX_SAFE_INTEGER)) {
-    throw new ImageError(bytes, at, `${what} is ${value}, beyond all sizes`)
+/** A name as a message may hold it: it stays on its line. */
+export function printable(name: string): string {
+  // deno-lint-ignore no-control-regex -- these are what must not reach a terminal
+  return name.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g, (character) => {
+    return `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`
+  })
+}
+
+export const KB = 1024
+export const MB = 1024 * KB
+export const GB = 1024 * MB
+export const TB = 1024 * GB
+export const SECTOR = 512
+
+/** What is copied at once: the largest grain, and a block of VHD and VHDX as they are written here. */
+export const WINDOW = 2 * MB
+
+/** Cuts the runs of an image at the borders of windows. */
+export async function* pieces(image: Image): AsyncGenerator<Piece> {
+  let piece: Piece | undefined
+  for await (const run of image.runs()) {
+    for (let done = 0; done < run.length;) {
+      const offset = run.offset + done
+      const start = offset - offset % WINDOW
+      if (piece?.offset !== start) {
+        if (piece) yield piece
+        piece = { offset: start, length: Math.min(WINDOW, image.virtualSize - start), runs: [] }
+      }
+      const length = Math.min(run.length - done, start + WINDOW - offset)
+      piece.runs.push({ bytes: run.bytes, offset, length, at: run.at + done })
+      done += length
+    }
   }
-  return Number(value)
+  if (piece) yield piece
 }
 
-/** A UUID of mixed byte order, as Microsoft and VirtualBox store it. */
-export function guid(data: Buffer): string {
-  const hex = Buffer.from(data)
-  hex.subarray(0, 4).reverse()
-  hex.subarray(4, 6).reverse()
-  hex.subarray(6, 8).reverse()
-  return uuid(hex)
+/** Reads a piece into the first bytes of `slot.data`. */
+export async function load(image: Image, piece: Piece, slot: Slot): Promise<void> {
+  clearGaps(piece, slot.data)
+  if (image.load) return await image.load(piece, slot)
+  const reads: Promise<unknown>[] = []
+  for (let index = 0; index < piece.runs.length;) {
+    const { bytes, offset, at, ...first } = piece.runs[index++] as Run
+    let length = first.length
+    for (; index < piece.runs.length; index++) {
+      const next = piece.runs[index] as Run
+      const follows = next.offset === offset + length && next.at === at + length
+      if (!follows || next.bytes !== bytes) break
+      length += next.length
+    }
+    const start = offset - piece.offset
+    reads.push(bytes.read(at, length, slot.data.subarray(start, start + length)))
+  }
+  await Promise.all(reads)
 }
 
-/** A UUID whose bytes stand as it is written. */
-export function uuid(data: Buffer): string {
-  return data.toString('hex').replace(/^(.{8})(.{4})(.{4})(.{4})(.{12}).*$/, '$1-$2-$3-$4-$5')
+function clearGaps({ offset, length, runs }: Piece, data: Buffer): void {
+  let end = offset
+  for (const run of runs) {
+    if (run.offset > end) data.fill(0, end - offset, run.offset - offset)
+    end = run.offset + run.length
+  }
+  data.fill(0, end - offset, length)
 }
 
-/** A GUID in its stored order. */
-export function guidBytes(text: string): Buffer {
-  const data = Buffer.from(text.replaceAll('-', ''), 'hex')
-  data.subarray(0, 4).reverse()
-  data.subarray(4, 6).reverse()
-  data.subarray(6, 8).reverse()
-  return data
+/** Reads a part of the disk, of a few megabytes at most. What lies beyond its end reads as zeros. */
+export async function readDisk(image: Image, offset: number, length: number): Promise<Buffer> {
+  const result = Buffer.alloc(length)
+  const slot: Slot = { data: Buffer.alloc(WINDOW) }
+  for await (const run of image.runs(offset)) {
+    if (run.offset >= offset + length) break
+    // compressed runs are read whole, others as far as they are wanted
+    let from = image.load ? run.offset : Math.max(run.offset, offset)
+    const end = Math.min(run.offset + run.length, image.load ? Infinity : offset + length)
+    while (from < end) {
+      const size = Math.min(WINDOW, end - from)
+      const part = { ...run, offset: from, length: size, at: run.at + from - run.offset }
+      await load(image, { offset: from, length: size, runs: [part] }, slot)
+      const skip = Math.max(0, offset - from)
+      slot.data.copy(result, from + skip - offset, skip, Math.min(size, offset + length - from))
+      from += size
+    }
+  }
+  return result
 }
 
-const ZEROS = Buffer.alloc(1024 ** 2)
+/** The writes of data that falls into blocks, whose positions `positionOf` gives. */
+export function spread(
+  offset: number,
+  data: Buffer,
+  blockSize: number,
+  positionOf: (block: number) => number,
+): Write[] {
+  const writes: Write[] = []
+  for (let done = 0; done < data.length;) {
+    const inside = (offset + done) % blockSize
+    const end = Math.min(done + blockSize - inside, data.length)
+    const position = positionOf(Math.floor((offset + done) / blockSize)) + inside
+    writes.push({ position, data: data.subarray(done, end) })
+    done = end
+  }
+  return writes
+}
 
-export function isZero(data: Buffer): boolean {
+/** Where stored blocks of one length lie, to see that no two overlap. Takes memory as blocks are added. */
+export class Places {
+  readonly #length: number
+  readonly #step: number
+  readonly #pages = new Map<number, Uint16Array>()
+
+  /** Blocks of `length` bytes that begin at multiples of `step`; at most 65534 steps a block. */
+  constructor(length: number, step: number) {
+    this.#length = length
+    this.#step = step
+  }
+
+  /** False when a block that was added before overlaps the one at byte `at`. */
+  add(at: number): boolean {
+    const cell = Math.floor(at / this.#length)
+    const inside = at % this.#length
+    // a cell is as long as a block, so only the two beside it can hold the beginning of another
+    const before = this.#get(cell - 1)
+    const after = this.#get(cell + 1)
+    const free = this.#get(cell) === undefined && (before === undefined || before <= inside) &&
+      (after === undefined || after >= inside)
+    let page = this.#pages.get(cell >>> 12)
+    if (!page) this.#pages.set(cell >>> 12, page = new Uint16Array(4096))
+    page[cell & 4095] = Math.floor(inside / this.#step) + 1
+    return free
+  }
+
+  #get(cell: number): number | undefined {
+    const value = this.#pages.get(cell >>> 12)?.[cell & 4095]
+    return value ? (value - 1) * this.#step : undefined
+  }
+}
+
+const ZEROS = Buffer.alloc(64 * KB)
+
+/** The parts of data that are not all zeros, to 64 KB. */
+export function* nonZero(data: Buffer): Generator<{ start: number; end: number }> {
+  let start = -1
   for (let at = 0; at < data.length; at += ZEROS.length) {
-    const part = data.subarray(at, at + ZEROS.length)
-    if (part.compare(ZEROS, 0, part.length) !== 0) return false
+    const end = Math.min(at + ZEROS.length, data.length)
+    const zero = data.compare(ZEROS, 0, end - at, at, end) === 0
+    if (zero && start >= 0) {
+      yield { start, end: at }
+      start = -1
+    } else if (!zero && start < 0) start = at
   }
-  return true
+  if (start >= 0) yield { start, end: data.length }
 }

@@ -1,5 +1,6 @@
-/** What the start of a disk says of its partitions and of what boots it. */
-import { guid, type Image } from './image.ts'
+/** What a disk says of its partitions and of what boots it. */
+import { little, read, text } from './header.ts'
+import { type Image, MB, readDisk } from './image.ts'
 
 export interface Partition {
   /** Bytes from the start of the disk. */
@@ -11,70 +12,104 @@ export interface Partition {
 
 export interface Layout {
   partitionTable: 'mbr' | 'gpt' | 'none'
+  /** The entries in use; of an MBR the four primary ones. */
   partitions: Partition[]
   /**
-   * `bios` when the boot sector holds code (on GPT: when there is a BIOS boot partition), `uefi` when
-   * there is an EFI system partition.
+   * Which firmware finds something to start:
+   * - `uefi` when there is an EFI system partition (of GPT, or of MBR type ef);
+   * - `bios` when the first sector ends in 55 AA and either holds code in its first 440 bytes or, on an
+   *   MBR, has an active partition. On GPT, whose first sector may hold code for nothing, it takes a
+   *   BIOS boot partition, and the code too where there is an EFI system partition;
+   * - `both`, `none` accordingly.
    */
   boots: 'bios' | 'uefi' | 'both' | 'none'
 }
 
-const SECTOR = 512
-const EFI_SYSTEM = 'c12a7328-f81f-11d2-ba4b-00a0c93ec93b'
+const { u32, u64, guid } = little
+
+/** UEFI specification 2.10, table 5.1, Legacy MBR: where its parts stand. */
+const BOOT_CODE_LENGTH = 440
+const PARTITION_RECORDS = 446
+const SIGNATURE = 510
+/** Table 5.2, Legacy MBR Partition Record; bytes 0 and 4 are BootIndicator and OSType. */
+const RECORD = { startingLba: u32(8), sizeInLba: u32(12) }
+const ACTIVE = 0x80
+const GPT_PROTECTIVE = 'ee'
+const ESP_MBR = 'ef'
+
+/** Table 5.5, GPT Header. */
+const GPT = {
+  signature: text(0, 8),
+  partitionEntryLba: u64(72),
+  numberOfPartitionEntries: u32(80),
+  sizeOfPartitionEntry: u32(84),
+}
+/** Table 5.6, GPT Partition Entry. */
+const ENTRY = { partitionTypeGuid: guid(0), startingLba: u64(32), endingLba: u64(40) }
+const UNUSED = '00000000-0000-0000-0000-000000000000'
+const ESP = 'c12a7328-f81f-11d2-ba4b-00a0c93ec93b'
 const BIOS_BOOT = '21686148-6449-6e6f-744e-656564454649'
 
 export async function readLayout(image: Image): Promise<Layout> {
-  const start = await readStart(image, 1024 ** 2)
-  if (start.readUInt16LE(510) !== 0xaa55) {
+  const { sectorSize } = image
+  const start = await readDisk(image, 0, 2 * sectorSize)
+  if (start.readUInt16LE(SIGNATURE) !== 0xaa55) {
     return { partitionTable: 'none', partitions: [], boots: 'none' }
   }
-  const code = start.subarray(0, 440).some((byte) => byte !== 0)
-  const entries = [0, 1, 2, 3].map((index) => start.subarray(446 + index * 16, 462 + index * 16))
-  const protective = entries.some((entry) => entry[4] === 0xee)
-  if (protective && start.toString('latin1', SECTOR, SECTOR + 8) === 'EFI PART') {
-    const partitions = readGpt(start)
-    const uefi = partitions.some(({ type }) => type === EFI_SYSTEM)
-    const bios = code && partitions.some(({ type }) => type === BIOS_BOOT)
+  const code = start.subarray(0, BOOT_CODE_LENGTH).some((byte) => byte !== 0)
+  const records = [0, 1, 2, 3].map((index) => {
+    const record = start.subarray(PARTITION_RECORDS + index * 16)
+    const { startingLba, sizeInLba } = read(RECORD, record)
+    return {
+      indicator: record[0] as number,
+      type: (record[4] as number).toString(16).padStart(2, '0'),
+      offset: startingLba * sectorSize,
+      length: sizeInLba * sectorSize,
+    }
+  })
+  const header = read(GPT, start, sectorSize)
+  if (records.some(({ type }) => type === GPT_PROTECTIVE) && header.signature === 'EFI PART') {
+    const partitions = await readGpt(image, header)
+    const uefi = partitions.some(({ type }) => type === ESP)
+    const bios = partitions.some(({ type }) => type === BIOS_BOOT) && (code || !uefi)
     return { partitionTable: 'gpt', partitions, boots: boots(bios, uefi) }
   }
-  // a file system without a partition table has code where the entries would be
-  const table = entries.every((entry) => entry[0] === 0 || entry[0] === 0x80)
-  const partitions = table
-    ? entries.filter((entry) => entry[4] !== 0).map((entry) => ({
-      offset: entry.readUInt32LE(8) * SECTOR,
-      length: entry.readUInt32LE(12) * SECTOR,
-      type: (entry[4] as number).toString(16).padStart(2, '0'),
-    }))
-    : []
-  const uefi = partitions.some(({ type }) => type === 'ef')
-  return { partitionTable: table ? 'mbr' : 'none', partitions, boots: boots(code, uefi) }
+  // a file system without a partition table has code where the records would be
+  const table = records.every(({ indicator }) => indicator === 0 || indicator === ACTIVE)
+  const used = table ? records.filter(({ type }) => type !== '00') : []
+  const active = used.some(({ indicator }) => indicator === ACTIVE)
+  const uefi = used.some(({ type }) => type === ESP_MBR)
+  return {
+    partitionTable: table ? 'mbr' : 'none',
+    partitions: used.map(({ offset, length, type }) => ({ offset, length, type })),
+    boots: boots(code || active, uefi),
+  }
 }
 
-/** UEFI specification 2.10, 5.3: GPT header at LBA 1 and its partition entries. */
-function readGpt(start: Buffer): Partition[] {
-  const first = Number(start.readBigUInt64LE(SECTOR + 72)) * SECTOR
-  const count = start.readUInt32LE(SECTOR + 80)
-  const size = start.readUInt32LE(SECTOR + 84)
+async function readGpt(
+  image: Image,
+  { partitionEntryLba, numberOfPartitionEntries, sizeOfPartitionEntry: size }: {
+    partitionEntryLba: number
+    numberOfPartitionEntries: number
+    sizeOfPartitionEntry: number
+  },
+): Promise<Partition[]> {
+  const at = partitionEntryLba * image.sectorSize
+  const length = numberOfPartitionEntries * size
+  // a damaged header describes no table, and a disk without one has no partitions
+  if (size < 128 || length > MB || !(at + length <= image.virtualSize)) return []
+  const table = await readDisk(image, at, length)
   const partitions: Partition[] = []
-  for (let index = 0; index < Math.min(count, 1024); index++) {
-    const at = first + index * size
-    if (size < 128 || at + size > start.length) break
-    const type = guid(start.subarray(at, at + 16))
-    if (/^[0-]+$/.test(type)) continue
-    const offset = Number(start.readBigUInt64LE(at + 32)) * SECTOR
-    const end = (Number(start.readBigUInt64LE(at + 40)) + 1) * SECTOR
-    partitions.push({ offset, length: end - offset, type })
+  for (let index = 0; index < numberOfPartitionEntries; index++) {
+    const { partitionTypeGuid: type, startingLba, endingLba } = read(ENTRY, table, index * size)
+    if (type === UNUSED || !(startingLba <= endingLba && endingLba !== Infinity)) continue
+    partitions.push({
+      offset: startingLba * image.sectorSize,
+      length: (endingLba - startingLba + 1) * image.sectorSize,
+      type,
+    })
   }
   return partitions
-}
-
-async function readStart(image: Image, length: number): Promise<Buffer> {
-  const start = Buffer.alloc(length)
-  for await (const extent of image.extents()) {
-    if (extent.offset >= length) break
-    ;(await extent.load()).copy(start, extent.offset)
-  }
-  return start
 }
 
 function boots(bios: boolean, uefi: boolean): Layout['boots'] {

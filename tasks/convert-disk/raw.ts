@@ -1,18 +1,15 @@
-/** A raw image: the disk byte by byte. What is all zeros is no data, and is found by reading. */
-import type { Bytes, Extent, Image, Writer, WriterOptions } from './image.ts'
-
-const PIECE = 2 * 1024 ** 2
+/** A raw image: the disk byte by byte. What of it is all zeros is found by reading. */
+import type { Bytes, Image, Writer, WriterOptions } from './image.ts'
 
 export function openRaw(bytes: Bytes): Image {
   return {
     format: 'raw',
     variant: 'flat',
     virtualSize: bytes.size,
-    allocatedSize: bytes.size,
-    async *extents(): AsyncGenerator<Extent> {
-      for (let offset = 0; offset < bytes.size; offset += PIECE) {
-        const length = Math.min(PIECE, bytes.size - offset)
-        yield { offset, length, load: () => bytes.read(offset, length) }
+    sectorSize: 512,
+    async *runs(from = 0) {
+      if (from < bytes.size) {
+        yield await Promise.resolve({ offset: from, length: bytes.size - from, bytes, at: from })
       }
     },
   }
@@ -20,13 +17,8 @@ export function openRaw(bytes: Bytes): Image {
 
 export async function writeRaw({ file, virtualSize }: WriterOptions): Promise<Writer> {
   await file.truncate(virtualSize)
-  let allocated = 0
   return {
-    allocated: () => allocated,
-    write: async (offset, data) => {
-      await file.write(data, 0, data.length, offset)
-      allocated += data.length
-    },
+    place: (offset, data) => [{ position: offset, data }],
     finish: () => Promise.resolve(),
   }
 }

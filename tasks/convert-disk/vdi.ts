@@ -1,127 +1,177 @@
-/** VirtualBox Disk Image. Source: VirtualBox's VDICore.h (header version 1.1). */
-import { type Bytes, type Extent, guid, type Image, ImageError, number } from './image.ts'
+/** VirtualBox Disk Image. Source: VirtualBox's VDICore.h, header version 1.1. Little endian. */
+import { little, read, text, write } from './header.ts'
+import {
+  type Bytes,
+  type Image,
+  ImageError,
+  KB,
+  MB,
+  Places,
+  printable,
+  type Run,
+  SECTOR,
+  spread,
+  type Writer,
+  type WriterOptions,
+} from './image.ts'
+
+const { u32, u64, guid } = little
+
+/** VDIPREHEADER, and VDIHEADER1PLUS from 0x48 on. */
+const HEADER = {
+  szFileInfo: text(0, 64),
+  u32Signature: u32(0x40),
+  u32Version: u32(0x44),
+  cbHeader: u32(0x48),
+  u32Type: u32(0x4c),
+  fFlags: u32(0x50),
+  offBlocks: u32(0x154),
+  offData: u32(0x158),
+  cbSector: u32(0x168),
+  cbDisk: u64(0x170),
+  cbBlock: u32(0x178),
+  cbBlockExtra: u32(0x17c),
+  cBlocks: u32(0x180),
+  cBlocksAllocated: u32(0x184),
+  uuidCreate: guid(0x188),
+  uuidModify: guid(0x198),
+}
+const HEADER_LENGTH = 0x200
 
 const SIGNATURE = 0xbeda107f
-
-/** VDIHEADER1PLUS, offsets in the file. */
-const HEADER = {
-  u32Signature: 0x40,
-  u32Version: 0x44,
-  u32Type: 0x4c,
-  offBlocks: 0x154,
-  offData: 0x158,
-  cbDisk: 0x170,
-  cbBlock: 0x178,
-  cbBlockExtra: 0x17c,
-  cBlocks: 0x180,
-  uuidCreate: 0x188,
-  length: 0x200,
-}
-
+const VERSION = 0x00010001
+/** VDI_IMAGE_TYPE_NORMAL and its like. */
 const TYPES: Record<number, string> = { 1: 'dynamic', 2: 'fixed', 3: 'undo', 4: 'differencing' }
-
-/** Block map entries that have no block: never written, and written with zeros. */
+/** Entries of the block map from this on have no block: VDI_IMAGE_BLOCK_ZERO, VDI_IMAGE_BLOCK_FREE. */
+const NO_BLOCK = 0xfffffffe
 const FREE = 0xffffffff
-const ZERO = 0xfffffffe
 
-/** Whether the content has VDI's signature. */
+/** Entries of the block map that are read at once. */
+const CHUNK = 64 * KB
+
 export async function isVdi(bytes: Bytes): Promise<boolean> {
-  if (bytes.size < HEADER.length) return false
-  return (await bytes.read(HEADER.u32Signature, 4)).readUInt32LE() === SIGNATURE
+  if (bytes.size < HEADER_LENGTH) return false
+  return (await bytes.read(HEADER.u32Signature.at, 4)).readUInt32LE() === SIGNATURE
 }
 
 export async function openVdi(bytes: Bytes): Promise<Image> {
-  const header = await bytes.read(0, HEADER.length)
-  const version = header.readUInt32LE(HEADER.u32Version)
-  if (version !== 0x10001) {
-    const text = `${version >>> 16}.${version & 0xffff}`
-    throw new ImageError(
-      bytes,
-      HEADER.u32Version,
-      `its header has version ${text}, and 1.1 is known`,
+  const header = read(HEADER, await bytes.read(0, HEADER_LENGTH))
+  const { u32Version, u32Type, offBlocks, offData, cbDisk, cbBlock, cbBlockExtra, cBlocks } = header
+  const refuse = (field: keyof typeof HEADER, reason: string) => {
+    return new ImageError(bytes, HEADER[field].at, reason)
+  }
+  if (u32Version !== VERSION) {
+    const version = `${u32Version >>> 16}.${u32Version & 0xffff}`
+    throw refuse(
+      'u32Version',
+      `its header has version ${version}, and only 1.1 is known. ` +
+        `Run: VBoxManage clonemedium "${printable(bytes.name)}" new.vdi, and convert that`,
     )
   }
-  const type = header.readUInt32LE(HEADER.u32Type)
-  const variant = TYPES[type]
-  if (variant !== 'dynamic' && variant !== 'fixed') {
-    throw new ImageError(
-      bytes,
-      HEADER.u32Type,
-      variant === undefined
-        ? `its type is ${type}, and no such type is known`
-        : `it is a ${variant} image, which holds only what changed since its parent. ` +
-          `Run: VBoxManage clonemedium "${bytes.name}" whole.vdi, and convert that`,
+  const variant = TYPES[u32Type]
+  if (variant === undefined) throw refuse('u32Type', `its type is ${u32Type}, which none has`)
+  if (variant === 'undo' || variant === 'differencing') {
+    throw refuse(
+      'u32Type',
+      `it is a ${variant} image, which holds only what changed since its parent. ` +
+        `Run: VBoxManage clonemedium "${printable(bytes.name)}" whole.vdi, and convert that`,
     )
   }
-  const virtualSize = number(
-    bytes,
-    HEADER.cbDisk,
-    header.readBigUInt64LE(HEADER.cbDisk),
-    'its size',
-  )
-  const blockSize = header.readUInt32LE(HEADER.cbBlock)
-  const extra = header.readUInt32LE(HEADER.cbBlockExtra)
-  const blocks = header.readUInt32LE(HEADER.cBlocks)
-  const offBlocks = header.readUInt32LE(HEADER.offBlocks)
-  const offData = header.readUInt32LE(HEADER.offData)
-  if (blockSize < 4096 || blockSize > 256 * 1024 ** 2 || blockSize % 512) {
-    throw new ImageError(bytes, HEADER.cbBlock, `its block size is ${blockSize}`)
+  if (!Number.isSafeInteger(cbDisk) || cbDisk === 0) {
+    throw refuse('cbDisk', `its disk has ${cbDisk} bytes`)
   }
-  if (blocks !== Math.ceil(virtualSize / blockSize)) {
-    throw new ImageError(
-      bytes,
-      HEADER.cBlocks,
-      `${blocks} blocks of ${blockSize} bytes do not make ${virtualSize} bytes`,
-    )
+  const whole = cbBlock >= 4 * KB && cbBlock <= 256 * MB && (cbBlock & (cbBlock - 1)) === 0
+  if (!whole) throw refuse('cbBlock', `its blocks have ${cbBlock} bytes`)
+  if (cbBlockExtra % SECTOR || cbBlockExtra > MB) {
+    throw refuse('cbBlockExtra', `its blocks have ${cbBlockExtra} bytes before their data`)
   }
-  if (offBlocks + blocks * 4 > bytes.size) {
-    throw new ImageError(bytes, offBlocks, `its block map of ${blocks} entries goes beyond the end`)
+  const blocks = Math.ceil(cbDisk / cbBlock)
+  if (cBlocks < blocks) {
+    throw refuse('cBlocks', `${cBlocks} blocks of ${cbBlock} bytes are less than ${cbDisk} bytes`)
   }
-  const map = await bytes.read(offBlocks, blocks * 4)
-  const stored = Math.ceil((bytes.size - offData) / (blockSize + extra))
-  const used = new Uint8Array(Math.ceil(Math.max(0, stored) / 8))
-  let allocatedSize = 0
-  for (let block = 0; block < blocks; block++) {
-    const at = map.readUInt32LE(block * 4)
-    if (at === FREE || at === ZERO) continue
-    if (at >= stored) {
-      throw new ImageError(
-        bytes,
-        offBlocks + block * 4,
-        `block ${block} lies beyond the end of the file`,
-      )
-    }
-    const bit = 1 << (at & 7)
-    if ((used[at >> 3] as number) & bit) {
-      throw new ImageError(
-        bytes,
-        offBlocks + block * 4,
-        `two blocks lie at one place, of which one is ${block}`,
-      )
-    }
-    used[at >> 3] = (used[at >> 3] as number) | bit
-    allocatedSize += Math.min(blockSize, virtualSize - block * blockSize)
+  if (offBlocks < HEADER_LENGTH || offBlocks + blocks * 4 > bytes.size) {
+    throw refuse('offBlocks', `its block map of ${blocks} entries is not within the file`)
+  }
+  if (offData < offBlocks + blocks * 4) {
+    throw refuse('offData', 'its blocks begin within its block map')
   }
   return {
     format: 'vdi',
     variant,
-    virtualSize,
-    allocatedSize,
-    identifier: guid(header.subarray(HEADER.uuidCreate, HEADER.uuidCreate + 16)),
-    async *extents(): AsyncGenerator<Extent> {
-      for (let block = 0; block < blocks; block++) {
-        const at = map.readUInt32LE(block * 4)
-        if (at === FREE || at === ZERO) continue
-        const start = block * blockSize
-        const from = offData + at * (blockSize + extra) + extra
-        const whole = Math.min(blockSize, virtualSize - start)
-        for (let part = 0; part < whole; part += PIECE) {
-          const length = Math.min(PIECE, whole - part)
-          yield { offset: start + part, length, load: () => bytes.read(from + part, length) }
+    virtualSize: cbDisk,
+    sectorSize: 512,
+    identifier: header.uuidCreate,
+    async *runs(from = 0): AsyncGenerator<Run> {
+      const stride = cbBlockExtra + cbBlock
+      const places = new Places(stride, stride)
+      let map: Buffer | undefined
+      for (let block = Math.floor(from / cbBlock), first = 0; block < blocks; block++) {
+        if (!map || block >= first + CHUNK) {
+          first = block
+          map = await bytes.read(offBlocks + first * 4, Math.min(CHUNK, blocks - first) * 4)
         }
+        const entry = map.readUInt32LE((block - first) * 4)
+        if (entry >= NO_BLOCK) continue
+        const offset = block * cbBlock
+        const length = Math.min(cbBlock, cbDisk - offset)
+        const at = offData + entry * stride + cbBlockExtra
+        const wrong = at + length > bytes.size
+          ? 'not within the file, which may be cut short'
+          : !places.add(entry * stride)
+          ? 'where another block is'
+          : undefined
+        if (wrong) {
+          throw new ImageError(bytes, offBlocks + block * 4, `block ${block} is ${wrong}`)
+        }
+        yield { offset, length, bytes, at }
       }
     },
   }
 }
 
-const PIECE = 2 * 1024 ** 2
+/** VirtualBox's own block size. */
+const BLOCK = MB
+
+export async function writeVdi(
+  { file, virtualSize, type, uuid }: WriterOptions,
+): Promise<Writer> {
+  const blocks = Math.ceil(virtualSize / BLOCK)
+  const offBlocks = MB
+  const offData = offBlocks + Math.ceil(blocks * 4 / MB) * MB
+  const map = Buffer.alloc(offData - offBlocks)
+  let allocated = 0
+  const allocate = (block: number) => map.writeUInt32LE(allocated++, block * 4)
+  for (let block = 0; block < blocks; block++) map.writeUInt32LE(FREE, block * 4)
+  if (type === 'fixed') { for (let block = 0; block < blocks; block++) allocate(block) }
+  const [uuidCreate, uuidModify] = [uuid(), uuid()]
+  await file.truncate(offData)
+  return {
+    identifier: uuidCreate,
+    place: (offset, data) =>
+      spread(offset, data, BLOCK, (block) => {
+        if (map.readUInt32LE(block * 4) === FREE) allocate(block)
+        return offData + map.readUInt32LE(block * 4) * BLOCK
+      }),
+    finish: async () => {
+      const header = write(HEADER, HEADER_LENGTH, {
+        szFileInfo: '<<< Oracle VM VirtualBox Disk Image >>>\n',
+        u32Signature: SIGNATURE,
+        u32Version: VERSION,
+        cbHeader: 400,
+        u32Type: type === 'fixed' ? 2 : 1,
+        offBlocks,
+        offData,
+        cbSector: SECTOR,
+        cbDisk: virtualSize,
+        cbBlock: BLOCK,
+        cBlocks: blocks,
+        cBlocksAllocated: allocated,
+        uuidCreate,
+        uuidModify,
+      })
+      await file.truncate(offData + allocated * BLOCK)
+      await file.write(map, 0, map.length, offBlocks)
+      await file.write(header, 0, header.length, 0)
+    },
+  }
+}

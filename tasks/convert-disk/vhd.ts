@@ -1,116 +1,306 @@
-/** Virtual Hard Disk. Source: Microsoft, Virtual Hard Disk Image Format Specification 1.0. Big endian. */
-import { uuid, type Writer, type WriterOptions } from './image.ts'
+/**
+ * Virtual Hard Disk, as Virtual PC made it. Big endian.
+ * Source: Microsoft, Virtual Hard Disk Image Format Specification, version 1.0.
+ */
+import { big, read, text, u8, write } from './header.ts'
+import {
+  type Bytes,
+  GB,
+  type Image,
+  ImageError,
+  KB,
+  MB,
+  Places,
+  printable,
+  type Run,
+  SECTOR,
+  spread,
+  type Write,
+  type Writer,
+  type WriterOptions,
+} from './image.ts'
 
-export const MAX_SIZE = 2040 * 1024 ** 3
+/** The most that Hyper-V takes. */
+export const MAX_VHD = 2040 * GB
 
-const SECTOR = 512
-const BLOCK = 2 * 1024 ** 2
-/** A bit for each sector of a block: set, the sector is the block's own. */
-const BITMAP = BLOCK / SECTOR / 8
+const { u16, u32, u64, uuid } = big
+
+/** Hard Disk Footer Format. */
+const FOOTER = {
+  cookie: text(0, 8),
+  features: u32(8),
+  fileFormatVersion: u32(12),
+  dataOffset: u64(16),
+  timeStamp: u32(24),
+  creatorApplication: text(28, 4),
+  creatorVersion: u32(32),
+  creatorHostOs: text(36, 4),
+  originalSize: u64(40),
+  currentSize: u64(48),
+  cylinders: u16(56),
+  heads: u8(58),
+  sectors: u8(59),
+  diskType: u32(60),
+  checksum: u32(64),
+  uniqueId: uuid(68),
+}
+const FOOTER_LENGTH = SECTOR
+
+/** Dynamic Disk Header Format. */
+const HEADER = {
+  cookie: text(0, 8),
+  dataOffset: u64(8),
+  tableOffset: u64(16),
+  headerVersion: u32(24),
+  maxTableEntries: u32(28),
+  blockSize: u32(32),
+  checksum: u32(36),
+}
+const HEADER_LENGTH = 2 * SECTOR
+
+const VERSION = 0x00010000
+const TYPES: Record<number, string> = { 2: 'fixed', 3: 'dynamic', 4: 'differencing' }
 const UNUSED = 0xffffffff
+
+export async function isVhd(bytes: Bytes): Promise<boolean> {
+  return await findFooter(bytes) !== undefined
+}
+
+/** At the end; where an old Virtual PC wrote, one byte short; or, if that is damaged, its copy. */
+async function findFooter(bytes: Bytes): Promise<{ at: number; data: Buffer } | undefined> {
+  for (const at of [bytes.size - FOOTER_LENGTH, bytes.size - FOOTER_LENGTH + 1, 0]) {
+    if (at < 0 || bytes.size < FOOTER_LENGTH) continue
+    const data = Buffer.alloc(FOOTER_LENGTH)
+    await bytes.read(at, Math.min(FOOTER_LENGTH, bytes.size - at), data)
+    const { cookie, checksum } = read(FOOTER, data)
+    if (cookie === 'conectix' && checksum === sum(data, FOOTER.checksum.at)) return { at, data }
+  }
+}
+
+export async function openVhd(bytes: Bytes): Promise<Image> {
+  const found = await findFooter(bytes)
+  if (!found) throw new ImageError(bytes, bytes.size - FOOTER_LENGTH, 'its footer is damaged')
+  const { at, data } = found
+  const { fileFormatVersion, dataOffset, currentSize, diskType, uniqueId } = read(FOOTER, data)
+  const refuse = (field: keyof typeof FOOTER, reason: string) => {
+    return new ImageError(bytes, at + FOOTER[field].at, reason)
+  }
+  if (fileFormatVersion >>> 16 !== 1) {
+    throw refuse('fileFormatVersion', `its version is ${fileFormatVersion >>> 16}, and 1 is known`)
+  }
+  const variant = TYPES[diskType]
+  if (variant === undefined) throw refuse('diskType', `its type is ${diskType}, which none has`)
+  if (variant === 'differencing') {
+    throw refuse(
+      'diskType',
+      'it is a differencing image, which holds only what changed since its parent. ' +
+        `Run: VBoxManage clonemedium "${printable(bytes.name)}" whole.vdi, and convert that, ` +
+        'or on Windows Merge-VHD',
+    )
+  }
+  // not the geometry, to which other tools cut a disk: it is rounded
+  if (!Number.isSafeInteger(currentSize) || currentSize === 0 || currentSize % SECTOR) {
+    throw refuse('currentSize', `its disk has ${currentSize} bytes`)
+  }
+  const image = {
+    format: 'vhd' as const,
+    variant,
+    virtualSize: currentSize,
+    sectorSize: 512 as const,
+    identifier: uniqueId,
+  }
+  if (variant === 'fixed') {
+    if (currentSize > at) {
+      throw refuse('currentSize', `its disk of ${currentSize} bytes is not within the file`)
+    }
+    return {
+      ...image,
+      async *runs(from = 0): AsyncGenerator<Run> {
+        if (from >= currentSize) return
+        const run = { offset: from, length: currentSize - from, bytes, at: from }
+        yield await Promise.resolve(run)
+      },
+    }
+  }
+  const { blockSize, table } = await readHeader(bytes, dataOffset, currentSize)
+  const bitmapSize = Math.ceil(blockSize / SECTOR / 8 / SECTOR) * SECTOR
+  return {
+    ...image,
+    warnings: at === 0 ? [`The footer of "${bytes.name}" is damaged: its copy was used`] : [],
+    async *runs(from = 0): AsyncGenerator<Run> {
+      const blocks = Math.ceil(currentSize / blockSize)
+      const places = new Places(bitmapSize + blockSize, SECTOR)
+      let entries: Buffer | undefined
+      for (let block = Math.floor(from / blockSize), first = 0; block < blocks; block++) {
+        if (!entries || block >= first + CHUNK) {
+          first = block
+          entries = await bytes.read(table + first * 4, Math.min(CHUNK, blocks - first) * 4)
+        }
+        const sector = entries.readUInt32BE((block - first) * 4)
+        if (sector === UNUSED) continue
+        const offset = block * blockSize
+        const length = Math.min(blockSize, currentSize - offset)
+        const position = sector * SECTOR
+        const wrong = position + bitmapSize + length > bytes.size
+          ? 'not within the file, which may be cut short'
+          : position < table + blocks * 4
+          ? 'where the block allocation table is'
+          : !places.add(position)
+          ? 'where another block is'
+          : undefined
+        if (wrong) throw new ImageError(bytes, table + block * 4, `block ${block} is ${wrong}`)
+        const bitmap = await bytes.read(position, bitmapSize)
+        for (const { start, end } of sectorsOf(bitmap, length / SECTOR)) {
+          yield {
+            offset: offset + start * SECTOR,
+            length: (end - start) * SECTOR,
+            bytes,
+            at: position + bitmapSize + start * SECTOR,
+          }
+        }
+      }
+    },
+  }
+}
+
+/** Entries of the block allocation table that are read at once. */
+const CHUNK = 64 * KB
+
+async function readHeader(
+  bytes: Bytes,
+  at: number,
+  virtualSize: number,
+): Promise<{ blockSize: number; table: number }> {
+  if (at + HEADER_LENGTH > bytes.size) {
+    throw new ImageError(bytes, FOOTER.dataOffset.at, 'its header is not within the file')
+  }
+  const data = await bytes.read(at, HEADER_LENGTH)
+  const { cookie, tableOffset, maxTableEntries, blockSize, checksum } = read(HEADER, data)
+  const refuse = (field: keyof typeof HEADER, reason: string) => {
+    return new ImageError(bytes, at + HEADER[field].at, reason)
+  }
+  if (cookie !== 'cxsparse' || checksum !== sum(data, HEADER.checksum.at)) {
+    throw refuse('checksum', 'its header is damaged')
+  }
+  const whole = blockSize >= SECTOR && blockSize <= 16 * MB && (blockSize & (blockSize - 1)) === 0
+  if (!whole) throw refuse('blockSize', `its blocks have ${blockSize} bytes`)
+  const blocks = Math.ceil(virtualSize / blockSize)
+  if (maxTableEntries < blocks) {
+    throw refuse(
+      'maxTableEntries',
+      `${maxTableEntries} blocks of ${blockSize} bytes are less than ${virtualSize} bytes`,
+    )
+  }
+  if (tableOffset + blocks * 4 > bytes.size) {
+    throw refuse('tableOffset', `its table of ${blocks} entries is not within the file`)
+  }
+  return { blockSize, table: tableOffset }
+}
+
+/** The runs of set bits: sectors that were written. The others of a dynamic disk are zeros. */
+function* sectorsOf(bitmap: Buffer, count: number): Generator<{ start: number; end: number }> {
+  let start = -1
+  for (let sector = 0; sector < count; sector++) {
+    const byte = bitmap[sector >> 3] as number
+    if (byte === 0xff && start >= 0 && sector % 8 === 0) {
+      sector += 7
+      continue
+    }
+    const set = (byte & (0x80 >> (sector & 7))) !== 0
+    if (set && start < 0) start = sector
+    else if (!set && start >= 0) {
+      yield { start, end: sector }
+      start = -1
+    }
+  }
+  if (start >= 0) yield { start, end: count }
+}
+
+/** The specification's default. */
+const BLOCK = 2 * MB
+/** A bit for each sector of a block. */
+const BITMAP = BLOCK / SECTOR / 8
 
 export async function writeVhd(
   { file, virtualSize, type, uuid: next }: WriterOptions,
 ): Promise<Writer> {
-  const id = next()
-  const footer = makeFooter(virtualSize, type, id)
+  const uniqueId = next()
+  const footer = makeFooter(virtualSize, type, uniqueId)
   if (type === 'fixed') {
-    await file.truncate(virtualSize + SECTOR)
-    let allocated = 0
+    await file.truncate(virtualSize)
     return {
-      identifier: uuid(id),
-      allocated: () => allocated,
-      write: async (offset, data) => {
-        await file.write(data, 0, data.length, offset)
-        allocated += data.length
-      },
-      finish: async () => {
-        await file.write(footer, 0, SECTOR, virtualSize)
-      },
+      identifier: uniqueId,
+      place: (offset, data) => [{ position: offset, data }],
+      finish: async () => void await file.write(footer, 0, footer.length, virtualSize),
     }
   }
   const blocks = Math.ceil(virtualSize / BLOCK)
-  const tableLength = Math.ceil((blocks * 4) / SECTOR) * SECTOR
-  const table = Buffer.alloc(tableLength, 0xff)
-  let end = 3 * SECTOR + tableLength
-  let allocated = 0
+  const table = Buffer.alloc(Math.ceil(blocks * 4 / SECTOR) * SECTOR, 0xff)
+  const tableOffset = FOOTER_LENGTH + HEADER_LENGTH
   const bitmap = Buffer.alloc(BITMAP, 0xff)
+  let end = tableOffset + table.length
   return {
-    identifier: uuid(id),
-    allocated: () => allocated,
-    write: async (offset, data) => {
-      const writes = []
-      for (let at = 0; at < data.length;) {
-        const block = Math.floor((offset + at) / BLOCK)
-        const inside = (offset + at) % BLOCK
-        const length = Math.min(BLOCK - inside, data.length - at)
-        let sector = table.readUInt32BE(block * 4)
-        if (sector === UNUSED) {
-          sector = end / SECTOR
-          table.writeUInt32BE(sector, block * 4)
-          end += BITMAP + BLOCK
-          allocated += BLOCK
-          writes.push(file.write(bitmap, 0, BITMAP, sector * SECTOR))
-        }
-        writes.push(file.write(data, at, length, sector * SECTOR + BITMAP + inside))
-        at += length
-      }
-      await Promise.all(writes)
+    identifier: uniqueId,
+    place: (offset, data) => {
+      const bitmaps: Write[] = []
+      const writes = spread(offset, data, BLOCK, (block) => {
+        const sector = table.readUInt32BE(block * 4)
+        if (sector !== UNUSED) return sector * SECTOR + BITMAP
+        // data on whole 4 KB: what Get-VHD calls Alignment, without which disks of such sectors are slow
+        const start = Math.ceil((end + BITMAP) / (4 * KB)) * 4 * KB
+        table.writeUInt32BE((start - BITMAP) / SECTOR, block * 4)
+        bitmaps.push({ position: start - BITMAP, data: bitmap })
+        end = start + BLOCK
+        return start
+      })
+      return [...bitmaps, ...writes]
     },
     finish: async () => {
-      const header = makeDynamicHeader(blocks)
-      await file.write(footer, 0, SECTOR, 0)
-      await file.write(header, 0, header.length, SECTOR)
-      await file.write(table, 0, table.length, 3 * SECTOR)
-      await file.truncate(end + SECTOR)
-      await file.write(footer, 0, SECTOR, end)
+      const header = write(HEADER, HEADER_LENGTH, {
+        cookie: 'cxsparse',
+        dataOffset: Infinity,
+        tableOffset,
+        headerVersion: VERSION,
+        maxTableEntries: blocks,
+        blockSize: BLOCK,
+      })
+      HEADER.checksum.set(header, sum(header, HEADER.checksum.at))
+      await file.write(footer, 0, footer.length, 0)
+      await file.write(header, 0, header.length, FOOTER_LENGTH)
+      await file.write(table, 0, table.length, tableOffset)
+      await file.truncate(end)
+      await file.write(footer, 0, footer.length, end)
     },
   }
 }
 
 /**
- * Hard Disk Footer Format. The creator says "win ", as Hyper-V does: readers that doubt the size of
- * other creators and take the rounded CHS geometry instead believe this one (qemu's vpc.c).
+ * The creator is "win ", Hyper-V's own: qemu doubts the size that others wrote, and cuts the disk to
+ * its geometry (block/vpc.c, vpc_open). Written without a time, so that equal disks give equal files.
  */
-function makeFooter(virtualSize: number, type: 'dynamic' | 'fixed', id: Buffer): Buffer {
-  const footer = Buffer.alloc(SECTOR)
-  footer.write('conectix', 0, 'latin1') // Cookie
-  footer.writeUInt32BE(2, 8) // Features: reserved, always set
-  footer.writeUInt32BE(0x10000, 12) // File Format Version
-  footer.writeBigUInt64BE(type === 'fixed' ? 0xffffffffffffffffn : BigInt(SECTOR), 16) // Data Offset
-  footer.writeUInt32BE(0, 24) // Time Stamp: seconds since 2000; left at zero, so that equal disks are equal
-  footer.write('win ', 28, 'latin1') // Creator Application
-  footer.writeUInt32BE(0x000a0000, 32) // Creator Version
-  footer.write('Wi2k', 36, 'latin1') // Creator Host OS
-  footer.writeBigUInt64BE(BigInt(virtualSize), 40) // Original Size
-  footer.writeBigUInt64BE(BigInt(virtualSize), 48) // Current Size
-  const { cylinders, heads, sectors } = geometry(virtualSize / SECTOR)
-  footer.writeUInt16BE(cylinders, 56) // Disk Geometry
-  footer.writeUInt8(heads, 58)
-  footer.writeUInt8(sectors, 59)
-  footer.writeUInt32BE(type === 'fixed' ? 2 : 3, 60) // Disk Type
-  id.copy(footer, 68, 0, 16) // Unique Id
-  footer.writeUInt32BE(checksum(footer), 64)
+function makeFooter(virtualSize: number, type: 'dynamic' | 'fixed', uniqueId: string): Buffer {
+  const footer = write(FOOTER, FOOTER_LENGTH, {
+    cookie: 'conectix',
+    features: 2, // a reserved bit that is always set
+    fileFormatVersion: VERSION,
+    dataOffset: type === 'fixed' ? Infinity : FOOTER_LENGTH,
+    creatorApplication: 'win ',
+    creatorVersion: 0x000a0000,
+    creatorHostOs: 'Wi2k',
+    originalSize: virtualSize,
+    currentSize: virtualSize,
+    ...geometry(virtualSize / SECTOR),
+    diskType: type === 'fixed' ? 2 : 3,
+    uniqueId,
+  })
+  FOOTER.checksum.set(footer, sum(footer, FOOTER.checksum.at))
   return footer
 }
 
-/** Dynamic Disk Header Format. */
-function makeDynamicHeader(blocks: number): Buffer {
-  const header = Buffer.alloc(2 * SECTOR)
-  header.write('cxsparse', 0, 'latin1') // Cookie
-  header.writeBigUInt64BE(0xffffffffffffffffn, 8) // Data Offset
-  header.writeBigUInt64BE(BigInt(3 * SECTOR), 16) // Table Offset
-  header.writeUInt32BE(0x10000, 24) // Header Version
-  header.writeUInt32BE(blocks, 28) // Max Table Entries
-  header.writeUInt32BE(BLOCK, 32) // Block Size
-  header.writeUInt32BE(checksum(header), 36)
-  return header
-}
-
-/** One's complement of the sum of all bytes but the checksum's, which are zero still. */
-function checksum(data: Buffer): number {
+/** One's complement of the sum of all bytes but those of the checksum. */
+function sum(data: Buffer, checksum: number): number {
   let sum = 0
-  for (const byte of data) sum += byte
+  data.forEach((byte, at) => (sum += at >= checksum && at < checksum + 4 ? 0 : byte))
   return ~sum >>> 0
 }
 
@@ -118,7 +308,7 @@ function checksum(data: Buffer): number {
 function geometry(total: number): { cylinders: number; heads: number; sectors: number } {
   const most = Math.min(total, 65535 * 16 * 255)
   if (most >= 65535 * 16 * 63) {
-    return { sectors: 255, heads: 16, cylinders: Math.floor(most / 255 / 16) }
+    return { cylinders: Math.floor(most / 255 / 16), heads: 16, sectors: 255 }
   }
   let sectors = 17
   let tracks = Math.floor(most / 17)
@@ -133,5 +323,5 @@ function geometry(total: number): { cylinders: number; heads: number; sectors: n
     heads = 16
     tracks = Math.floor(most / 63)
   }
-  return { sectors, heads, cylinders: Math.floor(tracks / heads) }
+  return { cylinders: Math.floor(tracks / heads), heads, sectors }
 }

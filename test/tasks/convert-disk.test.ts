@@ -1,456 +1,474 @@
-import fs from 'fs-extra'
 import { deepEqual, equal, match, ok, rejects } from 'node:assert/strict'
 import { execFile } from 'node:child_process'
-import { createHash } from 'node:crypto'
+import fs from 'fs-extra'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 import process from 'node:process'
-import { promisify } from 'node:util'
 import { suite } from 'uvu'
-import { demo } from '../../fixtures/demo.ts'
-import { convertDisk, inspectDisk, undoConvertDisk } from '../../tasks/convert-disk.ts'
-import { needs } from '../needs.ts'
+import {
+  convertDisk,
+  type ConvertDiskProgress,
+  type Format,
+  inspectDisk,
+  undoConvertDisk,
+} from '../../tasks/convert-disk.ts'
+import { disk, gptDisk, manifest, MB, ovf, tar, vdi, vmdk } from './convert-disk/images.ts'
 
-const execute = promisify(execFile)
-const MB = 1024 ** 2
+interface Context {
+  dir: string
+  /** A file in the test's folder. */
+  file: (name: string, data?: Buffer | string) => Promise<string>
+  /** The disk of an image, by the kit's own readers. */
+  bytes: (path: string, which?: string | number) => Promise<Buffer>
+}
 
-const disks = suite<{ dir: string }>('convertDisk')
-
-disks.before.each(async (context) => {
-  context.dir = await fs.mkdtemp(join(tmpdir(), 'convert-disk-'))
-})
-disks.after.each(({ dir }) => fs.remove(dir))
-
-for (const which of ['bios', 'uefi'] as const) {
-  disks(
-    `writes the same raw disk from the VDI and from the OVA of the ${which} demo`,
-    async ({ dir }) => {
-      const { vdi, ova, size } = await demo(which, dir)
-      const [a, b] = [join(dir, 'a.raw'), join(dir, 'b.raw')]
-      equal((await convertDisk({ from: vdi, to: a })).virtualSize, size)
-      await convertDisk({ from: ova, to: b })
-      const [one, two] = [await fs.readFile(a), await fs.readFile(b)]
-      equal(one.length, size)
-      ok(one.equals(two))
+const open = async (context: Context) => {
+  const dir = await fs.mkdtemp(join(tmpdir(), 'convert-disk-'))
+  let count = 0
+  Object.assign(context, {
+    dir,
+    file: async (name: string, data?: Buffer | string) => {
+      const path = join(dir, name)
+      if (data !== undefined) await fs.outputFile(path, data)
+      return path
     },
-  )
+    bytes: async (from: string, which?: string | number) => {
+      const to = join(dir, `read-${count++}.raw`)
+      await convertDisk({ from, to, ...(which !== undefined && { disk: which }) })
+      const data = await fs.readFile(to)
+      await fs.remove(to)
+      return data
+    },
+  })
 }
+const close = ({ dir }: Context) => fs.remove(dir)
 
-const compared = needs(disks, 'qemu-img')
+const same = (a: Buffer, b: Buffer) => ok(a.equals(b), 'the disks differ')
+const small = disk(5 * MB + 512 * 3)
 
-for (const [format, qemu] of [['vhdx', 'vhdx'], ['vhd', 'vpc'], ['raw', 'raw']] as const) {
+const converts = suite<Context>('convertDisk')
+converts.before.each(open)
+converts.after.each(close)
+
+for (const format of ['vhdx', 'vhd', 'vdi', 'raw'] as Format[]) {
   for (const type of ['dynamic', 'fixed'] as const) {
-    compared(
-      `writes ${type} ${format} that qemu-img finds identical and whole`,
-      async ({ dir }) => {
-        const { raw, sources } = await samples(dir)
-        for (const [name, from] of Object.entries(sources)) {
-          const to = join(dir, `${name}.${format}`)
-          const result = await convertDisk({ from, to, type })
-          equal(
-            result.virtualSize,
-            name.startsWith('qemu') ? result.virtualSize : (await fs.stat(raw)).size,
-            name,
-          )
-          equal(result.fileSize, (await fs.stat(to)).size)
-          const { stdout } = await execute('qemu-img', [
-            'compare',
-            '-f',
-            'raw',
-            '-F',
-            qemu,
-            raw,
-            to,
-          ])
-          match(stdout, /Images are identical/, name)
-          if (format === 'vhdx') await execute('qemu-img', ['check', '-f', 'vhdx', to])
-        }
-      },
-    )
+    converts(`writes a ${type} ${format} that holds the source's disk`, async ({ file, bytes }) => {
+      const from = await file('a.vdi', vdi(small))
+      const to = await file(`b.${format}`)
+      const result = await convertDisk({ from, to, type, verify: true })
+      equal(result.changed, true)
+      equal(result.virtualSize, small.length)
+      equal(result.fileSize, (await fs.stat(to)).size)
+      equal(result.source.format, 'vdi')
+      same(await bytes(to), small)
+      const [described] = await inspectDisk({ from: to })
+      equal(described?.format, format)
+      equal(described?.virtualSize, small.length)
+      equal(described?.identifier, result.identifier)
+      equal(described?.variant, format === 'raw' ? 'flat' : type)
+      equal(described?.boots, 'bios')
+    })
   }
 }
 
-compared('has the exact size in a VHD, without growth to whole cylinders', async ({ dir }) => {
-  const { raw } = await samples(dir)
-  const to = join(dir, 'a.vhd')
-  await convertDisk({ from: raw, to })
-  const { stdout } = await execute('qemu-img', ['info', '--output=json', '-f', 'vpc', to])
-  equal(JSON.parse(stdout)['virtual-size'], (await fs.stat(raw)).size)
-})
-
-compared('allocates no block for zeros, wherever they come from', async ({ dir }) => {
-  const from = join(dir, 'zeros.img')
-  await fs.ensureFile(from)
-  await fs.truncate(from, 256 * MB)
-  for (const format of ['vhdx', 'vhd'] as const) {
-    const { fileSize } = await convertDisk({ from, to: join(dir, `zeros.${format}`) })
-    ok(fileSize < 5 * MB, `${format} ${fileSize}`)
-  }
-})
-
-needs(disks, 'VBoxManage', 'qemu-img')(
-  'reads every image that VirtualBox writes, and VirtualBox reads its VHD',
-  async ({ dir }) => {
-    const { raw } = await samples(dir)
-    const env = { ...process.env, VBOX_USER_HOME: join(dir, 'home') }
-    const manage = (...args: string[]) => execute('VBoxManage', args, { env })
-    const made = {
-      'vdi dynamic': ['--format', 'VDI'],
-      'vdi fixed': ['--format', 'VDI', '--variant', 'Fixed'],
-      'vmdk sparse': ['--format', 'VMDK'],
-      'vmdk stream': ['--format', 'VMDK', '--variant', 'Stream'],
+converts(
+  'gives equal files for equal disks and seeds, and other identifiers otherwise',
+  async ({ file }) => {
+    const from = await file('a.vdi', vdi(disk(40 * MB)))
+    const turned = await file('b.vdi', vdi(disk(40 * MB), { reversed: true }))
+    const paths = []
+    for (const format of ['vhdx', 'vhd', 'vdi']) {
+      const [one, two, three] = ['1', '2', '3'].map((name) => join(from, '..', `${name}.${format}`))
+      await convertDisk({ from, to: one as string, seed: 'x' })
+      await convertDisk({ from: turned, to: two as string, seed: 'x' })
+      await convertDisk({ from, to: three as string })
+      same(await fs.readFile(one as string), await fs.readFile(two as string))
+      ok(!(await fs.readFile(one as string)).equals(await fs.readFile(three as string)))
+      paths.push(one)
     }
-    for (const [name, args] of Object.entries(made)) {
-      const from = join(dir, `${name}.${name.slice(0, name.indexOf(' '))}`)
-      await manage('convertfromraw', raw, from, ...args)
-      const to = join(dir, `${name}.vhdx`)
-      await convertDisk({ from, to })
-      const { stdout } = await execute('qemu-img', ['compare', '-f', 'raw', '-F', 'vhdx', raw, to])
-      match(stdout, /Images are identical/, name)
-    }
-    for (const type of ['dynamic', 'fixed'] as const) {
-      const to = join(dir, `${type}.vhd`)
-      await convertDisk({ from: raw, to, type })
-      const back = join(dir, `${type}.back`)
-      await manage('internalcommands', 'converttoraw', to, back)
-      ok((await fs.readFile(back)).equals(await fs.readFile(raw)), type)
-    }
+    equal(paths.length, 3)
   },
 )
 
-for (
-  const [engine, program, formats] of [
-    ['qemu-img', 'qemu-img', ['vhdx', 'vhd', 'raw']],
-    ['vboxmanage', 'VBoxManage', ['vhd', 'raw']],
-  ] as const
-) {
-  needs(disks, program, 'qemu-img')(`lets ${program} convert when asked`, async ({ dir }) => {
-    const { vdi } = await demo('bios', dir)
-    process.env.VBOX_USER_HOME = join(dir, 'home')
-    try {
-      for (const format of formats) {
-        const to = join(dir, `x.${format}`)
-        const { fileSize } = await convertDisk({ from: vdi, to, engine })
-        equal(fileSize, (await fs.stat(to)).size)
-        const as = format === 'vhd' ? 'vpc' : format
-        const file = as === 'vpc'
-          ? [`json:{"driver":"vpc","force_size_calc":"current_size","file.filename":"${to}"}`]
-          : ['-F', as, to]
-        const { stdout } = await execute('qemu-img', ['compare', '-f', 'vdi', vdi, ...file])
-        match(stdout, /Images are identical/, format)
-      }
-    } finally {
-      delete process.env.VBOX_USER_HOME
-    }
-  })
-}
-
-disks('refuses what an engine cannot do, and names one that can', async ({ dir }) => {
-  const { vdi, ova } = await demo('bios', dir)
-  await rejects(convertDisk({ from: vdi, to: join(dir, 'x.vhdx'), engine: 'vboxmanage' }), {
-    message:
-      'Cannot write VHDX with VBoxManage: it has no such format. Use --format vhd or --engine embedded',
-  })
-  await rejects(
-    convertDisk({ from: ova, to: join(dir, 'x.vhdx'), engine: 'qemu-img' }),
-    /Cannot convert out of an OVA with qemu-img/,
-  )
-  await nothingLeft(dir)
+converts('writes no blocks that hold only zeros', async ({ file }) => {
+  const data = Buffer.alloc(64 * MB)
+  data.write('here', 33 * MB)
+  const from = await file('a.img', data)
+  const vhdx = await convertDisk({ from, to: await file('a.vhdx') })
+  const vhd = await convertDisk({ from, to: await file('a.vhd') })
+  equal(vhdx.fileSize, (1 + 1 + 1 + 1 + 2) * MB) // header, log, metadata, table, block
+  ok(vhd.fileSize < 2 * MB + 16 * 1024)
+  ok((vhdx.dataBytes ?? Infinity) <= 64 * 1024)
 })
 
-disks('gives equal files for an equal seed, and others without', async ({ dir }) => {
-  const { vdi } = await demo('bios', dir)
-  const hashes = []
-  for (const [index, seed] of ['a', 'a', 'b', undefined, undefined].entries()) {
-    const to = join(dir, `${index}.vhdx`)
-    await convertDisk({ from: vdi, to, seed })
-    hashes.push(createHash('sha256').update(await fs.readFile(to)).digest('hex'))
-  }
-  equal(hashes[0], hashes[1])
-  equal(new Set(hashes).size, 4)
+converts('fills a disk up to whole sectors, and says so', async ({ file, bytes }) => {
+  const from = await file('a.img', disk(MB + 100))
+  const to = await file('a.vhd')
+  const { virtualSize, warnings } = await convertDisk({ from, to })
+  equal(virtualSize, MB + 512)
+  match(warnings.join(), /412 zeros were added/)
+  same((await bytes(to)).subarray(0, MB + 100), disk(MB + 100))
 })
 
-disks('tells how far it is, and ends at the whole', async ({ dir }) => {
-  const { vdi } = await demo('bios', dir)
-  const seen: { done: number; total: number }[] = []
+converts('says how far it is, until all is done, once more for verifying', async ({ file }) => {
+  const heard: ConvertDiskProgress[] = []
   await convertDisk({
-    from: vdi,
-    to: join(dir, 'x.vhdx'),
-    onProgress: (progress) => seen.push(progress),
+    from: await file('a.vdi', vdi(disk(20 * MB))),
+    to: await file('a.vhdx'),
+    verify: true,
+    onProgress: (progress) => void heard.push(progress),
   })
-  ok(seen.every(({ done }, index) => index === 0 || done > (seen[index - 1]?.done ?? 0)))
-  equal(seen.at(-1)?.done, seen.at(-1)?.total)
+  for (const phase of ['read', 'verify'] as const) {
+    const last = heard.filter((progress) => progress.phase === phase).at(-1)
+    deepEqual(last, { done: 20 * MB, total: 20 * MB, unit: 'bytes', phase })
+  }
 })
 
-disks('changes nothing on a dry run', async ({ dir }) => {
-  const { vdi } = await demo('bios', dir)
-  const before = await fs.readdir(dir)
-  equal((await convertDisk({ from: vdi, to: join(dir, 'x.vhdx'), dryRun: true })).changed, true)
-  deepEqual(await fs.readdir(dir), before)
-})
+converts(
+  'changes nothing on a dry run, and refuses what it would refuse',
+  async ({ dir, file }) => {
+    const from = await file('a.vdi', vdi(small))
+    const result = await convertDisk({ from, to: join(dir, 'new', 'a.vhdx'), dryRun: true })
+    equal(result.changed, true)
+    ok(result.fileSize >= small.length)
+    deepEqual(await fs.readdir(dir), ['a.vdi'])
+    const there = await file('b.vhdx', 'mine')
+    await rejects(convertDisk({ from, to: there, dryRun: true }), /the file is there/)
+  },
+)
 
-disks('refuses an existing target without force, and replaces it with force', async ({ dir }) => {
-  const { vdi } = await demo('bios', dir)
-  const to = join(dir, 'x.vhdx')
-  await fs.writeFile(to, 'mine')
-  await rejects(convertDisk({ from: vdi, to }), {
+converts('never replaces a file without force, and only in the end with it', async ({ file }) => {
+  const from = await file('a.vdi', vdi(small))
+  const to = await file('a.vhdx', 'mine')
+  await rejects(convertDisk({ from, to }), {
     message: `Cannot write "${to}": the file is there. Remove it, or run again with --force`,
   })
+  const broken = await file('b.vdi', vdi(small).subarray(0, 3 * MB))
+  await rejects(convertDisk({ from: broken, to, force: true }), /not within the file/)
   equal(await fs.readFile(to, 'utf8'), 'mine')
-  await convertDisk({ from: vdi, to, force: true })
-  equal((await fs.readFile(to)).toString('latin1', 0, 8), 'vhdxfile')
+  await convertDisk({ from, to, force: true })
+  equal((await inspectDisk({ from: to }))[0]?.format, 'vhdx')
 })
 
-disks('refuses to write onto its own source, by whatever name', async ({ dir }) => {
-  const { vdi } = await demo('bios', dir)
-  const before = await fs.readFile(vdi)
-  const alias = join(dir, 'alias.vhdx')
-  await fs.link(vdi, alias)
-  await rejects(convertDisk({ from: vdi, to: alias, force: true }), /to itself/)
-  ok((await fs.readFile(vdi)).equals(before))
+converts('refuses to write over its source, by whatever name', async ({ dir, file }) => {
+  const from = await file('a.vdi', vdi(small))
+  await fs.link(from, join(dir, 'hard.vhdx'))
+  await fs.symlink(from, join(dir, 'soft.vhdx'))
+  for (const to of [from, join(dir, 'hard.vhdx'), join(dir, 'soft.vhdx')]) {
+    const options = { from, to, format: 'vhdx' as const, force: true }
+    await rejects(convertDisk(options), /to itself/)
+  }
+  const data = Buffer.alloc(MB, 'x')
+  const extent = await file('flat.vhd', data)
+  const descriptor = await file('b.vmdk', `# Disk DescriptorFile\nRW 2048 FLAT "flat.vhd" 0\n`)
+  await rejects(convertDisk({ from: descriptor, to: extent, force: true }), /to itself/)
+  same(await fs.readFile(from), vdi(small))
+  same(await fs.readFile(extent), data)
 })
 
-disks('leaves nothing when it is stopped', async ({ dir }) => {
-  const { vdi } = await demo('bios', dir)
-  const before = await fs.readdir(dir)
+converts('stops when asked to, and leaves nothing behind', async ({ dir, file }) => {
+  const from = await file('a.vdi', vdi(disk(40 * MB)))
   const stop = new AbortController()
-  const to = join(dir, 'x.vhdx')
-  await rejects(
-    convertDisk({ from: vdi, to, signal: stop.signal, onProgress: () => stop.abort() }),
-    { message: `Stopped: "${to}" was not written` },
-  )
-  deepEqual(await fs.readdir(dir), before)
-})
-
-disks(
-  'clears away what a killed run left of the same target, and nothing else',
-  async ({ dir }) => {
-    const { vdi } = await demo('bios', dir)
-    const to = join(dir, 'x.vhdx')
-    // no process has a number this large
-    await fs.writeFile(`${to}.99999999-0011aabb.partial`, 'left')
-    await fs.writeFile(`${to}.mine.partial`, 'mine')
-    await convertDisk({ from: vdi, to })
-    const names = (await fs.readdir(dir)).filter((name) => name.startsWith('x.vhdx'))
-    deepEqual(names.sort(), ['x.vhdx', 'x.vhdx.mine.partial'])
-  },
-)
-
-disks('refuses a source that is written to meanwhile', async ({ dir }) => {
-  const { vdi } = await demo('bios', dir)
-  const to = join(dir, 'x.vhdx')
-  let once = true
-  const onProgress = () => {
-    if (once) fs.appendFileSync(vdi, 'x')
-    once = false
-  }
-  await rejects(convertDisk({ from: vdi, to, onProgress }), /it was changed while it was read/)
-  await nothingLeft(dir)
-})
-
-disks('refuses an OVA whose disk is not as its manifest says', async ({ dir }) => {
-  const { ova } = await demo('bios', dir)
-  const archive = await fs.readFile(ova)
-  // in the middle of a grain's padding or data: the tar and the VMDK may well stay readable
-  const at = archive.lastIndexOf('SHA1') - 2048
-  archive[at] = (archive[at] as number) ^ 1
-  await fs.writeFile(ova, archive)
-  await rejects(convertDisk({ from: ova, to: join(dir, 'x.vhdx') }))
-  await nothingLeft(dir)
-})
-
-disks('says when an OVA has no manifest', async ({ dir }) => {
-  const { ova } = await demo('bios', dir)
-  const archive = await fs.readFile(ova)
-  const at = archive.indexOf('.mf\0')
-  archive.write('.xx', at, 'latin1')
-  // the header's checksum of the two changed letters
-  const header = Math.floor(at / 512) * 512
-  let sum = 8 * 0x20
-  for (let index = 0; index < 512; index++) {
-    if (index < 148 || index >= 156) sum += archive[header + index] as number
-  }
-  archive.write(`${sum.toString(8).padStart(6, '0')}\0 `, header + 148, 'latin1')
-  await fs.writeFile(ova, archive)
-  const { warnings } = await convertDisk({ from: ova, to: join(dir, 'x.vhdx') })
-  match(warnings.join(), /has no manifest/)
-})
-
-disks('names the disks of an archive with several or none', async ({ dir }) => {
-  const { vdi } = await demo('bios', dir)
-  for (const name of ['a.vmdk', 'b.vmdk']) await fs.copy(vdi, join(dir, name))
-  await execute('tar', ['-cf', 'two.ova', '--format=ustar', 'a.vmdk', 'b.vmdk'], { cwd: dir })
-  const from = join(dir, 'two.ova')
-  await rejects(convertDisk({ from, to: join(dir, 'x.vhdx') }), {
-    message:
-      `Cannot tell which disk of "${from}" is meant: its disks are 0: a.vmdk, 1: b.vmdk. Run again with --disk NAME`,
+  const converting = convertDisk({
+    from,
+    to: join(dir, 'new', 'folder', 'a.vhdx'),
+    signal: stop.signal,
+    onProgress: () => stop.abort(),
   })
-  equal((await inspectDisk({ from })).length, 2)
-  equal((await convertDisk({ from, to: join(dir, 'x.vhdx'), disk: 1 })).changed, true)
-  equal((await convertDisk({ from, to: join(dir, 'y.vhdx'), disk: 'a.vmdk' })).changed, true)
-})
-
-disks('refuses an archive whose members climb out or are links', async ({ dir }) => {
-  await fs.writeFile(join(dir, 'a.vmdk'), 'x')
-  await fs.symlink('/etc/passwd', join(dir, 'b.vmdk'))
-  const tar = (...args: string[]) => execute('tar', ['--format=ustar', ...args], { cwd: dir })
-  await tar('-cf', 'up.ova', '--transform=s,^,../,', '-P', 'a.vmdk')
-  await tar('-cf', 'abs.ova', '--transform=s,^,/tmp/,', '-P', 'a.vmdk')
-  await tar('-cf', 'link.ova', 'b.vmdk')
-  for (const name of ['up', 'abs']) {
-    await rejects(inspectDisk({ from: join(dir, `${name}.ova`) }), /leads out of the archive/)
-  }
-  await rejects(inspectDisk({ from: join(dir, 'link.ova') }), /is a link/)
-})
-
-disks('takes damage for damage and not for a raw disk', async ({ dir }) => {
-  for (const extension of ['vdi', 'vmdk', 'ova']) {
-    const from = join(dir, `x.${extension}`)
-    await fs.writeFile(from, Buffer.alloc(64 * 1024, 7))
-    await rejects(
-      convertDisk({ from, to: join(dir, 'y.vhdx') }),
-      new RegExp(`does not begin as a ${extension.toUpperCase()} does`),
-    )
-  }
-  await nothingLeft(dir)
-})
-
-disks('refuses a VHD beyond its 2040 GB, in a second', async ({ dir }) => {
-  const from = join(dir, 'x.img')
-  await fs.ensureFile(from)
-  await fs.truncate(from, 2041 * 1024 ** 3)
+  await rejects(converting, /^Error: Stopped: ".*a\.vhdx" was not written$/)
+  deepEqual(await fs.readdir(dir), ['a.vdi'])
   await rejects(
-    convertDisk({ from, to: join(dir, 'x.vhd') }),
-    /a VHD holds 2190433320960 bytes at most/,
+    convertDisk({ from, to: join(dir, 'a.vhd'), signal: AbortSignal.abort() }),
+    /Stopped/,
   )
+  deepEqual(await fs.readdir(dir), ['a.vdi'])
 })
 
-disks(
-  'refuses mutated images in a sentence, and never writes a disk of them half',
-  async ({ dir }) => {
-    const { vdi, ova } = await demo('bios', dir)
-    let seed = 7
-    const next = (below: number) => (seed = (seed * 48271) % 2147483647) % below
-    const archive = await fs.readFile(ova)
-    const start = archive.indexOf('KDMV')
-    const whole = {
-      'x.vdi': await fs.readFile(vdi),
-      'x.ova': archive,
-      'x.vmdk': archive.subarray(start),
-    }
-    let refused = 0
-    for (let round = 0; round < 120; round++) {
-      const [name, data] = Object.entries(whole)[round % 3] as [string, Buffer]
-      const bad = Buffer.from(data)
-      // headers and tables are in the first kilobytes and, for a stream, in the last
-      for (let n = next(4); n >= 0; n--) {
-        const at = next(2) ? next(2048) : bad.length - 1 - next(4096)
-        bad.writeUInt8(next(256), at)
-      }
-      const from = join(dir, name)
-      await fs.writeFile(from, next(3) ? bad : bad.subarray(0, next(bad.length)))
-      const to = join(dir, 'y.raw')
-      try {
-        await convertDisk({ from, to, force: true })
-        await fs.remove(to)
-      } catch (error) {
-        refused++
-        ok(error instanceof Error && error.message.length < 500, String(error))
-        ok(
-          !(error instanceof TypeError || error instanceof RangeError),
-          `${name}: ${(error as Error).stack}`,
-        )
-        equal(await fs.pathExists(to), false)
-      }
-    }
-    ok(refused > 40, `${refused}`)
-    await nothingLeft(dir)
+converts('refuses a source that changes while it is read', async ({ dir, file }) => {
+  const from = await file('a.vdi', vdi(disk(20 * MB)))
+  let changed = false
+  const converting = convertDisk({
+    from,
+    to: join(dir, 'a.vhdx'),
+    onProgress: () => {
+      if (!changed) fs.writeSync(fs.openSync(from, 'r+'), 'x', 0)
+      changed = true
+    },
+  })
+  await rejects(converting, /it was changed while it was read. Shut the VM down and run again$/)
+  deepEqual(await fs.readdir(dir), ['a.vdi'])
+})
+
+converts(
+  'cleans up what a killed run left, and not what a running one writes',
+  async ({ dir, file }) => {
+    const from = await file('a.vdi', vdi(small))
+    const pid = await new Promise<number | undefined>((resolve) => {
+      const child = execFile(process.execPath, ['--version'], () => resolve(child.pid))
+    })
+    await file(`a.vhdx.${pid}-0123abcd.partial`, 'left')
+    await file(`a.vhdx.${process.ppid}-0123abcd.partial`, 'in work')
+    await file('a.vhdx.partial', 'of someone else')
+    await convertDisk({ from, to: join(dir, 'a.vhdx') })
+    deepEqual(
+      (await fs.readdir(dir)).sort(),
+      [
+        'a.vdi',
+        'a.vhdx',
+        `a.vhdx.${process.ppid}-0123abcd.partial`,
+        'a.vhdx.partial',
+      ].sort(),
+    )
   },
 )
 
-disks('needs memory for a table, not for the disk, when that is 2 TB', async ({ dir }) => {
-  const from = join(dir, 'huge.vdi')
-  // a dynamic VDI of 2 TB without a block: header and a map of 8 MB
-  const { vdi } = await demo('bios', dir)
-  const header = (await fs.readFile(vdi)).subarray(0, 512)
-  const blocks = 2 * 1024 ** 2
-  header.writeBigUInt64LE(BigInt(blocks) * BigInt(MB), 0x170)
-  header.writeUInt32LE(blocks, 0x180)
-  header.writeUInt32LE(MB + blocks * 4, 0x158)
-  const file = await fs.open(from, 'w')
-  await fs.write(file, header, 0, 512, 0)
-  await fs.write(file, Buffer.alloc(blocks * 4, 0xff), 0, blocks * 4, header.readUInt32LE(0x154))
-  await fs.close(file)
-  const { fileSize, virtualSize } = await convertDisk({ from, to: join(dir, 'huge.vhdx') })
-  equal(virtualSize, 2 * 1024 ** 4)
-  ok(fileSize < 16 * MB, String(fileSize))
-  ok(process.memoryUsage().rss < 400 * MB)
+converts('refuses what the target cannot hold', async ({ dir }) => {
+  const from = join(dir, 'large.img')
+  await fs.writeFile(from, 'x')
+  await fs.truncate(from, 2041 * 1024 ** 3)
+  await rejects(convertDisk({ from, to: join(dir, 'a.vhd'), dryRun: true }), {
+    message: `Cannot write "${join(dir, 'a.vhd')}": a VHD holds 2190433320960 bytes at most, ` +
+      'and the disk has 2191507062784. Use --format vhdx',
+  })
 })
 
-disks('is taken back by removing the file it made', async ({ dir }) => {
-  const { vdi } = await demo('bios', dir)
-  const result = await convertDisk({ from: vdi, to: join(dir, 'x.vhdx') })
-  await undoConvertDisk(result)
-  equal(await fs.pathExists(result.path), false)
-  ok(await fs.pathExists(vdi))
-  await undoConvertDisk(result)
+converts('says when there is no room, before it begins', async ({ dir, file }) => {
+  const data = Buffer.alloc(1024)
+  data.write('# Disk DescriptorFile\nRW 20000000000 FLAT "b.img"\n')
+  await fs.writeFile(join(dir, 'b.img'), 'x')
+  await fs.truncate(join(dir, 'b.img'), 20_000_000_000 * 512)
+  const from = await file('a.vmdk', data.toString().replace(/\0.*$/s, ''))
+  await rejects(
+    convertDisk({ from, to: join(dir, 'a.vhdx') }),
+    /may take up to \d+ MB, and \d+ MB are free there/,
+  )
+  deepEqual((await fs.readdir(dir)).sort(), ['a.vmdk', 'b.img'])
 })
 
-disks.run()
-
-const layouts = suite<{ dir: string }>('inspectDisk')
-
-layouts.before.each(async (context) => {
-  context.dir = await fs.mkdtemp(join(tmpdir(), 'inspect-disk-'))
+converts('takes names that scripts would trip over', async ({ dir, file, bytes }) => {
+  const name = `-Bob’s "VM"; $(calc) \`x\` 桥接`
+  const from = await file(`${name}.vdi`, vdi(small))
+  const to = join(dir, `${name}\n.vhdx`)
+  await convertDisk({ from, to })
+  same(await bytes(to), small)
+  await rejects(convertDisk({ from, to }), (error: Error) => !error.message.includes('\n'))
 })
-layouts.after.each(({ dir }) => fs.remove(dir))
 
-layouts('tells a disk that boots by BIOS from one that boots by UEFI', async ({ dir }) => {
-  for (const [which, table] of [['bios', 'mbr'], ['uefi', 'gpt']] as const) {
-    const { vdi, ova, size } = await demo(which, dir)
-    for (const from of [vdi, ova]) {
-      const [disk] = await inspectDisk({ from })
-      equal(disk?.boots, which)
-      equal(disk?.partitionTable, table)
-      equal(disk?.virtualSize, size)
-    }
+converts('refuses a target whose format its name does not tell', async ({ dir, file }) => {
+  const from = await file('a.vdi', vdi(small))
+  await rejects(
+    convertDisk({ from, to: join(dir, 'a.qcow2') }),
+    /Run again with --format vhdx, vhd, vdi or raw$/,
+  )
+})
+
+converts('undoes by removing the file it made, and no other', async ({ dir, file }) => {
+  const from = await file('a.vdi', vdi(small))
+  const to = join(dir, 'a.vhdx')
+  const result = await convertDisk({ from, to })
+  await convertDisk({ from, to, force: true })
+  await rejects(undoConvertDisk(result), /it is not the disk that was written there/)
+  ok(await fs.pathExists(to))
+  const again = await convertDisk({ from, to, force: true })
+  deepEqual(await undoConvertDisk(again), { changed: true, path: to })
+  deepEqual(await fs.readdir(dir), ['a.vdi'])
+  deepEqual(await undoConvertDisk(again), { changed: false, path: to })
+})
+
+converts.run()
+
+const archives = suite<Context>('convertDisk out of an OVA')
+archives.before.each(open)
+archives.after.each(close)
+
+const stream = vmdk(small, { compressed: true, atEnd: true })
+
+for (const algorithm of ['SHA1', 'SHA256', 'SHA512']) {
+  archives(`checks the disk by a manifest of ${algorithm}`, async ({ dir, file, bytes }) => {
+    const entries = [{ name: 'a.ovf', data: ovf('a.vmdk') }, { name: 'a.vmdk', data: stream }]
+    const mf = { name: 'a.mf', data: manifest(algorithm, entries) }
+    const from = await file('a.ova', tar([...entries, mf]))
+    same(await bytes(from), small)
+    const { warnings } = await convertDisk({ from, to: join(dir, 'a.vhdx') })
+    deepEqual(warnings, [])
+    const damaged = { name: 'a.vmdk', data: Buffer.from(stream) }
+    damaged.data[20 * 512] = 1 // within the descriptor's sectors, where no reader looks
+    const wrong = await file('b.ova', tar([entries[0]!, mf, damaged]))
+    await rejects(
+      convertDisk({ from: wrong, to: join(dir, 'b.vhdx') }),
+      new RegExp(`its ${algorithm} is .* and the manifest says .* Copy or export it again$`),
+    )
+    deepEqual((await fs.readdir(dir)).sort(), ['a.ova', 'a.vhdx', 'b.ova'])
+  })
+}
+
+archives('says when there is no manifest', async ({ dir, file }) => {
+  const entries = [{ name: 'a.vmdk', data: stream }, { name: 'a.ovf', data: ovf('a.vmdk') }]
+  const from = await file('a.ova', tar(entries))
+  const { warnings } = await convertDisk({ from, to: join(dir, 'a.vhdx') })
+  deepEqual(warnings, ['"a.ova" has no manifest of "a.vmdk", so damage to it cannot be seen'])
+})
+
+archives('takes the disk that is meant, by place or name', async ({ dir, file, bytes }) => {
+  const other = disk(3 * MB, 2)
+  const long = `${'long/'.repeat(30)}桥接.vmdk`
+  const entries = [
+    { name: 'two.vmdk', data: vmdk(other, { compressed: true }) },
+    { name: 'a.ovf', data: ovf(long, 'two.vmdk') },
+    { name: long, data: stream, long: 'pax' as const },
+  ]
+  for (const kind of ['pax', 'gnu'] as const) {
+    entries[2]!.long = kind as 'pax'
+    const from = await file(`${kind}.ova`, tar(entries))
+    same(await bytes(from, 0), small)
+    same(await bytes(from, long), small)
+    same(await bytes(from, 'two.vmdk'), other)
+    const all = await inspectDisk({ from })
+    deepEqual(all.map(({ member, virtualSize }) => ({ member, virtualSize })), [
+      { member: long, virtualSize: small.length },
+      { member: 'two.vmdk', virtualSize: other.length },
+    ])
+    await rejects(convertDisk({ from, to: join(dir, 'a.vhdx') }), (error: Error) => {
+      match(error.message, /^Cannot tell which disk of .* is meant: it has several, 0 ".*/)
+      return /1 "two\.vmdk"\. Run again with --disk and one of these$/.test(error.message)
+    })
+    await rejects(convertDisk({ from, to: join(dir, 'a.vhdx'), disk: 2 }), /it has no "2"/)
   }
 })
 
-layouts('finds no loader on an empty disk', async ({ dir }) => {
-  const from = join(dir, 'empty.img')
-  await fs.ensureFile(from)
-  await fs.truncate(from, MB)
-  const [disk] = await inspectDisk({ from })
-  deepEqual([disk?.partitionTable, disk?.boots, disk?.partitions], ['none', 'none', []])
+archives('reads an unpacked export by its OVF', async ({ dir, file, bytes }) => {
+  const entries = [{ name: 'a.ovf', data: ovf('a.vmdk') }, { name: 'a.vmdk', data: stream }]
+  for (const { name, data } of entries) await file(name, data)
+  const from = join(dir, 'a.ovf')
+  same(await bytes(from), small)
+  equal((await inspectDisk({ from }))[0]?.member, 'a.vmdk')
+  await file('a.mf', manifest('SHA256', [{ name: 'a.vmdk', data: 'other' }]))
+  await rejects(convertDisk({ from, to: join(dir, 'a.vhdx') }), /the manifest says/)
 })
 
-layouts.run()
-
-/** A raw disk with data here and there, of an odd number of sectors, and the same as other images. */
-async function samples(dir: string): Promise<{ raw: string; sources: Record<string, string> }> {
-  const raw = join(dir, 'sample.img')
-  const size = 70 * MB + 7 * 512
-  const data = Buffer.alloc(size)
-  let seed = 1
-  const next = (below: number) => (seed = (seed * 48271) % 2147483647) % below
-  for (let n = 0; n < 60; n++) {
-    const at = next(size - 70000)
-    createHash('shake256', { outputLength: 1 + next(65536) }).update(`${n}`).digest().copy(data, at)
+archives('refuses members that lead elsewhere', async ({ dir, file }) => {
+  const to = join(dir, 'a.vhdx')
+  const cases: [RegExp, string, string][] = [
+    [/is a link/, 'disk.vmdk', '2'],
+    [/is a link/, 'disk.vmdk', '1'],
+    [/leads out of the archive/, '/etc/disk.vmdk', '0'],
+    [/leads out of the archive/, 'x/../../disk.vmdk', '0'],
+    [/leads out of the archive/, 'C:\\disk.vmdk', '0'],
+    [/leads out of the archive/, '..\\disk.vmdk', '0'],
+    [/is no plain file/, 'disk.vmdk', '3'],
+  ]
+  for (const [reason, name, type] of cases) {
+    const from = await file('a.ova', tar([{ name: 'ok.vmdk', data: stream }, { name, type }]))
+    await rejects(convertDisk({ from, to }), reason)
   }
-  data.write('the end', size - 512)
-  await fs.writeFile(raw, data)
-  const stream = join(dir, 'sample.vmdk')
-  await execute('qemu-img', [
-    ...['convert', '-f', 'raw', '-O', 'vmdk', '-o', 'subformat=streamOptimized'],
-    ...[raw, stream],
+  const twice = [{ name: 'a.vmdk', data: stream }, { name: 'a.vmdk', data: stream }]
+  await rejects(convertDisk({ from: await file('a.ova', tar(twice)), to }), /two of its members/)
+  const cut = tar([{ name: 'a.vmdk', data: stream }]).subarray(0, MB)
+  await rejects(convertDisk({ from: await file('a.ova', cut), to }), /may be cut short \(at byte 0/)
+  await rejects(convertDisk({ from: await file('a.ova', 'nothing'), to }), /as a tar does/)
+  deepEqual(await fs.readdir(dir), ['a.ova'])
+})
+
+archives.run()
+
+const inspects = suite<Context>('inspectDisk')
+inspects.before.each(open)
+inspects.after.each(close)
+
+inspects('tells the firmware that a disk boots by', async ({ file }) => {
+  const ESP = 'c12a7328-f81f-11d2-ba4b-00a0c93ec93b'
+  const BIOS = '21686148-6449-6e6f-744e-656564454649'
+  const LINUX = '0fc63daf-8483-4772-8e79-3d69d8477de4'
+  const withCode = (data: Buffer) => {
+    data.write('code')
+    return data
+  }
+  const mbr = (type: number, active: number, code: string) => {
+    const data = Buffer.alloc(MB)
+    data.write(code)
+    data.writeUInt16LE(0xaa55, 510)
+    data[446] = active
+    data[450] = type
+    return data
+  }
+  const cases: [string, Buffer][] = [
+    ['mbr bios', mbr(0x83, 0x80, 'code')],
+    ['mbr bios', mbr(0x07, 0, 'code')],
+    ['mbr bios', mbr(0x07, 0x80, '')],
+    ['mbr none', mbr(0x83, 0, '')],
+    ['mbr uefi', mbr(0xef, 0, '')],
+    ['mbr both', mbr(0xef, 0, 'code')],
+    ['gpt uefi', gptDisk(LINUX, ESP)],
+    ['gpt uefi', withCode(gptDisk(ESP))],
+    ['gpt bios', gptDisk(BIOS, LINUX)],
+    ['gpt both', withCode(gptDisk(BIOS, ESP))],
+    ['gpt none', gptDisk(LINUX)],
+    ['none none', Buffer.alloc(MB)],
+    ['none none', Buffer.alloc(100)],
+  ]
+  for (const [index, [expected, data]] of cases.entries()) {
+    const [found] = await inspectDisk({ from: await file(`${index}.img`, data) })
+    equal(`${found?.partitionTable} ${found?.boots}`, expected, `case ${index}`)
+  }
+  const [found] = await inspectDisk({ from: await file('a.img', gptDisk(BIOS, ESP)) })
+  deepEqual(found?.partitions, [
+    { offset: 2048 * 512, length: 1024 * 512, type: BIOS },
+    { offset: 3072 * 512, length: 1024 * 512, type: ESP },
   ])
-  const vdi = join(dir, 'sample.vdi')
-  await execute('qemu-img', ['convert', '-f', 'raw', '-O', 'vdi', raw, vdi])
-  return { raw, sources: { raw, 'qemu-stream': stream, vdi } }
+})
+
+inspects.run()
+
+const commands = suite<Context>('convert-disk command')
+commands.before.each(open)
+commands.after.each(close)
+
+const root = join(import.meta.dirname, '..', '..')
+const task = join(root, 'tasks', 'convert-disk.ts')
+const bin = join(root, 'node_modules', '.bin')
+const RUNTIMES = {
+  zx: [join(bin, 'zx')],
+  node: [join(bin, 'node')],
+  deno: [join(bin, 'deno'), 'run', '-A'],
 }
 
-async function nothingLeft(dir: string): Promise<void> {
-  const names = await fs.readdir(dir)
-  deepEqual(names.filter((name) => /partial|^[xy]\.(vhdx|vhd|raw)$/.test(name)), [])
+function run([program, ...first]: string[], ...args: string[]) {
+  const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` }
+  return new Promise<{ code: number; stdout: string; stderr: string }>((resolve) =>
+    execFile(
+      program as string,
+      [...first, task, ...args],
+      { env, shell: process.platform === 'win32' },
+      (error, stdout, stderr) => resolve({ code: error ? Number(error.code) : 0, stdout, stderr }),
+    )
+  )
 }
+
+for (const [runtime, program] of Object.entries(RUNTIMES)) {
+  commands(`converts and describes under ${runtime}`, async ({ file, bytes }) => {
+    // more than a few grains, so that threads inflate them
+    const data = disk(48 * MB)
+    const from = await file('a.vmdk', vmdk(data, { compressed: true, atEnd: true }))
+    const to = await file('a.vhdx')
+    const done = await run(program, '--from', from, '--to', to, '--verify')
+    equal(done.stderr, '')
+    equal(done.code, 0)
+    equal(JSON.parse(done.stdout).path, resolve(to))
+    same(await bytes(to), data)
+    const info = await run(program, '--info', '--from', to)
+    equal(JSON.parse(info.stdout)[0].format, 'vhdx')
+    const again = await run(program, '--from', from, '--to', to)
+    equal(again.code, 1)
+    equal(again.stdout, '')
+    match(again.stderr, /the file is there/)
+  })
+}
+
+commands('says what is missing', async ({ file }) => {
+  const from = await file('a.vdi', vdi(small))
+  const { code, stderr } = await run(RUNTIMES.node, '--from', from)
+  equal(code, 1)
+  match(stderr, /no target is named/)
+})
+
+commands.run()

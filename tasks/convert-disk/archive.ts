@@ -1,0 +1,198 @@
+/**
+ * An export of a VM: an OVF, its disks and perhaps a manifest, in one tar (OVA) or beside each other.
+ * The disks of an OVA are read where they lie, without unpacking: that takes each member's place in
+ * the archive, which libraries that stream a tar do not give.
+ * Source: DMTF DSP0243 (OVF 2.1); POSIX pax, ustar interchange format; GNU tar manual, "Basic Tar Format".
+ */
+import { XMLParser } from 'fast-xml-parser'
+import { createHash } from 'node:crypto'
+import { type Bytes, ImageError, MB, printable } from './image.ts'
+
+export interface Member {
+  name: string
+  /** Where its bytes begin in the archive. */
+  offset: number
+  size: number
+}
+
+const RECORD = 512
+/** More than any export has: a list that takes long is no list of one. */
+const MOST_MEMBERS = 10_000
+/** The most of a text that is read into memory. */
+const MOST_TEXT = 16 * MB
+
+export async function isTar(bytes: Bytes): Promise<boolean> {
+  return bytes.size >= 2 * RECORD && sumIsRight(await bytes.read(0, RECORD))
+}
+
+/** The files of a tar, in its order. Refuses links, absolute names and names that climb out. */
+export async function listMembers(archive: Bytes): Promise<Member[]> {
+  const members: Member[] = []
+  let longName: string | undefined
+  let longSize: number | undefined
+  for (let at = 0, count = 0; at + RECORD <= archive.size; count++) {
+    const header = await archive.read(at, RECORD)
+    if (header.every((byte) => byte === 0)) break
+    const refuse = (reason: string) => new ImageError(archive, at, reason)
+    if (!sumIsRight(header)) throw refuse('there is no tar header where one must be')
+    if (count > MOST_MEMBERS) throw refuse(`it has more than ${MOST_MEMBERS} members`)
+    const type = String.fromCharCode(header[156] ?? 0)
+    const extended = type === 'L' || type === 'K' || type === 'x' || type === 'g'
+    const size = (extended ? undefined : longSize) ?? sizeOf(header)
+    const offset = at + RECORD
+    if (!Number.isSafeInteger(size) || size < 0 || offset + size > archive.size) {
+      throw refuse('a member is not within the archive, which may be cut short')
+    }
+    if (extended) {
+      if (size > MB) throw refuse(`an extended header has ${size} bytes`)
+      const data = await archive.read(offset, size)
+      if (type === 'L') longName = data.toString('utf8').replace(/\0.*$/s, '')
+      if (type === 'x') {
+        const records = paxRecords(data)
+        if (!records) throw refuse('an extended header is damaged')
+        if ([...records.keys()].some((key) => key.startsWith('GNU.sparse.'))) {
+          throw refuse('a member is stored sparse, which no export is')
+        }
+        longName = records.get('path') ?? longName
+        if (records.has('size')) longSize = Number(records.get('size'))
+      }
+    } else {
+      const prefix = header.toString('latin1', 257, 263) === 'ustar\0'
+        ? string(header, 345, 155)
+        : ''
+      const name = longName ?? (prefix ? `${prefix}/` : '') + string(header, 0, 100)
+      longName = longSize = undefined
+      if (type === '1' || type === '2') throw refuse(`"${printable(name)}" is a link`)
+      if (/^[\\/]|^[a-z]:|(^|[\\/])\.\.([\\/]|$)/i.test(name) || name.includes('\0')) {
+        throw refuse(`the name "${printable(name)}" leads out of the archive`)
+      }
+      if (type === '0' || type === '\0' || type === '7') members.push({ name, offset, size })
+      else if (type !== '5') throw refuse(`"${printable(name)}" is no plain file (type ${type})`)
+    }
+    at = offset + Math.ceil(size / RECORD) * RECORD
+  }
+  const names = members.map(({ name }) => name)
+  const twice = names.find((name, index) => names.indexOf(name) !== index)
+  if (twice !== undefined) {
+    throw new ImageError(archive, 0, `two of its members are named "${printable(twice)}"`)
+  }
+  return members
+}
+
+/** A member as the bytes of an image. */
+export function member(archive: Bytes, { name, offset, size }: Member): Bytes {
+  const full = `${archive.name}/${name}`
+  return {
+    name: full,
+    size,
+    read: async (position, length, into) => {
+      if (position + length > size) {
+        throw new ImageError({ name: full }, size, 'the file ends there')
+      }
+      return await archive.read(offset + position, length, into)
+    },
+  }
+}
+
+/** The names of the disks' files, in the OVF's order. */
+export async function disksOf(ovf: Bytes): Promise<string[]> {
+  const parser = new XMLParser({ ignoreAttributes: false, removeNSPrefix: true })
+  let envelope
+  try {
+    envelope = parser.parse(await readText(ovf))?.Envelope
+  } catch (error) {
+    throw new ImageError(ovf, 0, `it is no XML: ${(error as Error).message}`)
+  }
+  const files = list(envelope?.References?.File)
+  return list(envelope?.DiskSection?.Disk).flatMap((disk) => {
+    const file = files.find((file) => file['@_id'] === disk['@_fileRef'])
+    if (!file) return [] // an empty disk has no file
+    const name = String(file['@_href'])
+    const wrong = file['@_chunkSize']
+      ? 'in pieces'
+      : (file['@_compression'] ?? 'identity') !== 'identity'
+      ? `compressed as a file (${file['@_compression']})`
+      : undefined
+    if (wrong) {
+      throw new ImageError(ovf, 0, `its disk "${printable(name)}" is ${wrong}. Export it without`)
+    }
+    return [name]
+  })
+}
+
+/** What a manifest says of a file: algorithm and digest. */
+export async function digestOf(
+  manifest: Bytes,
+  name: string,
+): Promise<{ algorithm: string; digest: string } | undefined> {
+  for (const line of (await readText(manifest)).split(/\r?\n/)) {
+    const [, algorithm = '', listed, digest = ''] =
+      line.match(/^\s*([\w-]+)\s*\((.*)\)\s*=\s*([0-9a-f]+)\s*$/i) ?? []
+    if (listed !== name) continue
+    if (!/^SHA-?(1|256|512)$/i.test(algorithm)) {
+      throw new ImageError(
+        manifest,
+        0,
+        `its digests are ${algorithm}, and SHA-1, SHA-256 and SHA-512 are known`,
+      )
+    }
+    return { algorithm: algorithm.toLowerCase().replace('-', ''), digest: digest.toLowerCase() }
+  }
+}
+
+/** The digest of a whole file, read from the beginning to the end. */
+export async function hash(bytes: Bytes, algorithm: string, signal: AbortSignal): Promise<string> {
+  const hash = createHash(algorithm)
+  const data = Buffer.alloc(MB)
+  for (let at = 0; at < bytes.size; at += data.length) {
+    signal.throwIfAborted()
+    const length = Math.min(data.length, bytes.size - at)
+    hash.update((await bytes.read(at, length, data)).subarray(0, length))
+  }
+  return hash.digest('hex')
+}
+
+async function readText(bytes: Bytes): Promise<string> {
+  if (bytes.size > MOST_TEXT) {
+    throw new ImageError(bytes, MOST_TEXT, `it has ${bytes.size} bytes, which no such text has`)
+  }
+  return (await bytes.read(0, bytes.size)).toString('utf8')
+}
+
+type Node = Record<string, unknown>
+
+function list(value: unknown): Node[] {
+  const nodes: unknown[] = Array.isArray(value) ? value : [value]
+  return nodes.filter((node): node is Node => typeof node === 'object' && node !== null)
+}
+
+/** pax: `<length> <key>=<value>\n`, the length counting all of it. Undefined when it is damaged. */
+function paxRecords(data: Buffer): Map<string, string> | undefined {
+  const records = new Map<string, string>()
+  for (let at = 0; at < data.length && data[at] !== 0;) {
+    const length = Number.parseInt(data.toString('latin1', at, at + 20), 10)
+    const record = data.toString('utf8', at, at + length)
+    const [, key, value] = record.match(/^\d+ ([^=]+)=(.*)\n$/s) ?? []
+    if (!(length > 0) || key === undefined || value === undefined) return undefined
+    records.set(key, value)
+    at += length
+  }
+  return records
+}
+
+/** Octal text, or where that is too short a number of 96 bits, marked by its first. */
+function sizeOf(header: Buffer): number {
+  if ((header[124] as number) & 0x80) return Number(header.readBigUInt64BE(128))
+  const text = string(header, 124, 12).trim()
+  return /^[0-7]*$/.test(text) ? Number.parseInt(text || '0', 8) : NaN
+}
+
+function string(header: Buffer, at: number, length: number): string {
+  return header.toString('utf8', at, at + length).replace(/\0.*$/s, '')
+}
+
+function sumIsRight(header: Buffer): boolean {
+  let sum = 8 * 0x20
+  header.forEach((byte, index) => (sum += index >= 148 && index < 156 ? 0 : byte))
+  return sum === Number.parseInt(string(header, 148, 8).trim(), 8)
+}

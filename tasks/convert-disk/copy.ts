@@ -1,0 +1,130 @@
+/** The one loop that copies, whatever the two formats are. */
+import {
+  type Image,
+  load,
+  nonZero,
+  type Piece,
+  pieces,
+  type Slot,
+  WINDOW,
+  type Write,
+  type Writer,
+} from './image.ts'
+
+/** How many pieces are read, inflated and written at once: enough for disk and cores, and 16 MB. */
+const AT_ONCE = 8
+
+export interface Work {
+  /** Hears the bytes that are done, each time some are. */
+  onBytes?: ((bytes: number) => void) | undefined
+  signal: AbortSignal
+}
+
+/**
+ * Copies what is not zeros. Pieces are in work side by side, but get their places in the disk's order.
+ * Gives the bytes that were written.
+ */
+export async function copy(
+  image: Image,
+  { place }: Writer,
+  put: (write: Write) => Promise<unknown>,
+  work: Work,
+): Promise<number> {
+  let written = 0
+  await eachPiece(pieces(image), work, async (piece, slot, inOrder) => {
+    await load(image, piece, slot)
+    const data = slot.data.subarray(0, piece.length)
+    const parts = [...nonZero(data)]
+    const writes = await inOrder(() =>
+      parts.flatMap(({ start, end }) => place(piece.offset + start, data.subarray(start, end)))
+    )
+    await Promise.all(writes.map(put))
+    for (const { start, end } of parts) written += end - start
+    return piece.runs.reduce((sum, { length }) => sum + length, 0)
+  })
+  return written
+}
+
+/** The first piece of two disks in which they differ, by its offset; undefined when they are equal. */
+export async function compare(a: Image, b: Image, work: Work): Promise<number | undefined> {
+  let differs: number | undefined
+  const slots = new Map<Slot, Slot>()
+  await eachPiece(pairs(a, b), work, async ({ offset, length, a: first, b: second }, slot) => {
+    let other = slots.get(slot)
+    if (!other) slots.set(slot, other = { data: Buffer.alloc(WINDOW) })
+    const nothing = { offset, length, runs: [] }
+    await Promise.all([load(a, first ?? nothing, slot), load(b, second ?? nothing, other)])
+    const equal = slot.data.compare(other.data, 0, length, 0, length) === 0
+    if (!equal) differs = Math.min(offset, differs ?? Infinity)
+    return second?.runs.reduce((sum, { length }) => sum + length, 0) ?? 0
+  })
+  return differs
+}
+
+interface Pair {
+  offset: number
+  length: number
+  a: Piece | undefined
+  b: Piece | undefined
+}
+
+/** The pieces of two images side by side. */
+async function* pairs(a: Image, b: Image): AsyncGenerator<Pair> {
+  const [left, right] = [pieces(a), pieces(b)]
+  let [first, second] = [await left.next(), await right.next()]
+  while (!first.done || !second.done) {
+    const offset = Math.min(
+      first.done ? Infinity : first.value.offset,
+      second.done ? Infinity : second.value.offset,
+    )
+    const ofA = !first.done && first.value.offset === offset ? first.value : undefined
+    const ofB = !second.done && second.value.offset === offset ? second.value : undefined
+    const length = Math.max(ofA?.length ?? 0, ofB?.length ?? 0)
+    yield { offset, length, a: ofA, b: ofB }
+    if (ofA) first = await left.next()
+    if (ofB) second = await right.next()
+  }
+}
+
+type InOrder = <R>(act: () => R) => Promise<R>
+
+/** Works on several at once, each with a slot of its own. `inOrder` is the one thing done in a row. */
+async function eachPiece<T>(
+  all: AsyncGenerator<T>,
+  { onBytes, signal }: Work,
+  act: (piece: T, slot: Slot, inOrder: InOrder) => Promise<number>,
+): Promise<void> {
+  let failed: { error: unknown } | undefined
+  let turn: Promise<unknown> = Promise.resolve()
+  const worker = async () => {
+    const slot: Slot = { data: Buffer.alloc(WINDOW) }
+    while (!failed) {
+      signal.throwIfAborted()
+      const next = all.next()
+      const before = turn
+      const { promise, resolve } = Promise.withResolvers<void>()
+      turn = promise
+      try {
+        const { done, value } = await next
+        if (done) return
+        const bytes = await act(value, slot, async (act) => {
+          await before
+          const result = act()
+          resolve()
+          return result
+        })
+        onBytes?.(bytes)
+      } finally {
+        resolve()
+      }
+    }
+  }
+  await Promise.all(
+    Array.from({ length: AT_ONCE }, () =>
+      worker().catch((error) => {
+        failed ??= { error }
+      })),
+  )
+  await all.return(undefined)
+  if (failed) throw (failed as { error: unknown }).error
+}

@@ -1,0 +1,118 @@
+/** A file that is there whole or not at all: written beside its place, and renamed last. */
+import { randomBytes } from 'node:crypto'
+import { mkdir, open, readdir, rename, rm, rmdir, stat, statfs } from 'node:fs/promises'
+import { basename, dirname, join, resolve } from 'node:path'
+import process from 'node:process'
+import { printable } from './image.ts'
+
+/** Refuses a target that is there, unless it may be replaced. */
+export async function refuseTarget(path: string, force: boolean): Promise<void> {
+  const found = await stat(path).catch(() => undefined)
+  if (found && !found.isFile()) {
+    throw new Error(`Cannot write "${printable(path)}": it is no file. Name a file by --to`)
+  }
+  if (found && !force) {
+    throw new Error(
+      `Cannot write "${printable(path)}": the file is there. Remove it, or run again with --force`,
+    )
+  }
+}
+
+/** Refuses a volume that has not room for `needed` bytes, which is the most that a file may take. */
+export async function refuseSpace(path: string, needed: number): Promise<void> {
+  let folder = dirname(resolve(path))
+  while (!await stat(folder).catch(() => undefined)) {
+    if (dirname(folder) === folder) return // no such drive: making the folder says so
+    folder = dirname(folder)
+  }
+  const { bavail, bsize } = await statfs(folder)
+  const free = bavail * bsize
+  if (free >= needed) return
+  throw new Error(
+    `Cannot write "${printable(path)}": it may take up to ${megabytes(needed)}, ` +
+      `and ${megabytes(free)} are free there. Name a file on another volume by --to`,
+  )
+}
+
+/** Lets `make` write the file under a temporary name. When that fails nothing of it is left. */
+export async function writeWhole<T>(
+  path: string,
+  force: boolean,
+  signal: AbortSignal | undefined,
+  make: (temporary: string) => Promise<T>,
+): Promise<T> {
+  const folder = dirname(path)
+  let made: string | undefined
+  let temporary: string | undefined
+  try {
+    made = await mkdir(folder, { recursive: true })
+    await removeLeftovers(path)
+    temporary = `${path}.${process.pid}-${randomBytes(4).toString('hex')}.partial`
+    const result = await make(temporary)
+    signal?.throwIfAborted()
+    await refuseTarget(path, force) // it may have come meanwhile
+    await rename(temporary, path)
+    await syncFolder(folder)
+    return result
+  } catch (error) {
+    if (temporary !== undefined) await rm(temporary, { force: true })
+    if (made !== undefined) await removeFolders(folder, made)
+    throw explain(error, path, signal)
+  }
+}
+
+/** What killed runs left: the process in the name is gone, and only this kit names files so. */
+async function removeLeftovers(path: string): Promise<void> {
+  const start = `${basename(path)}.`
+  for (const name of await readdir(dirname(path))) {
+    if (!name.startsWith(start)) continue
+    const pid = name.slice(start.length).match(/^(\d+)-[0-9a-f]{8}\.partial$/)?.[1]
+    if (pid !== undefined && !lives(Number(pid))) await rm(join(dirname(path), name))
+  }
+}
+
+function lives(pid: number): boolean {
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM'
+  }
+}
+
+/** So that the new name survives a power failure. Windows has no such call for folders. */
+async function syncFolder(folder: string): Promise<void> {
+  if (process.platform === 'win32') return
+  const file = await open(folder, 'r')
+  await file.sync().finally(() => file.close())
+}
+
+/** Removes the folders that were made, from `folder` up to `last`, as far as they are empty. */
+async function removeFolders(folder: string, last: string): Promise<void> {
+  for (let at = folder; at.length >= last.length; at = dirname(at)) {
+    if (!await rmdir(at).then(() => true, () => false)) return
+  }
+}
+
+function explain(error: unknown, path: string, signal: AbortSignal | undefined): unknown {
+  if (signal?.aborted) {
+    return new Error(`Stopped: "${printable(path)}" was not written`, { cause: error })
+  }
+  const why: Record<string, string> = {
+    ENOSPC: 'the volume is full. Free space, or name a file on another volume by --to',
+    EDQUOT: 'the quota is used up. Free space, or name a file on another volume by --to',
+    EFBIG: 'its file system holds no file that large. Name a file on another volume by --to',
+    EROFS: 'its file system is read-only. Name a file elsewhere by --to',
+    EACCES: 'its rights do not let this user write there. Name a file elsewhere by --to',
+    EPERM: 'its rights do not let this user write there. Name a file elsewhere by --to',
+    EBUSY: 'another program has it open. Close that, and run again',
+    EIO: 'the volume reports an error. Check its health before it is used again',
+  }
+  const reason = why[(error as NodeJS.ErrnoException).code ?? '']
+  if (reason === undefined) return error
+  return new Error(`Cannot write "${printable(path)}": ${reason}`, { cause: error })
+}
+
+function megabytes(bytes: number): string {
+  return `${Math.ceil(bytes / 1024 ** 2)} MB`
+}
