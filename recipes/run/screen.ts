@@ -32,7 +32,7 @@ function textScreen({ live }: { live: boolean }): Screen {
       case 'note':
         return say(event.text)
       case 'plan':
-        return say(describePlan(event.plan, event.refusals))
+        return say(describePlan(event.plan))
       case 'step':
         if (event.state === 'started') said = -1
         if (live && event.state !== 'would' && event.state !== 'unknown') return
@@ -106,7 +106,7 @@ const STATES: Record<StepState, string> = {
   failed: 'failed    ',
 }
 
-function describePlan(plan: Plan, refusals: string[]): string {
+function describePlan(plan: Plan): string {
   const { source, target, vm } = plan
   const list = (lines: string[], mark: (index: number) => string) =>
     lines.map((line, index) => {
@@ -146,7 +146,6 @@ function describePlan(plan: Plan, refusals: string[]): string {
       ? ['Here', steps(['here']), '', 'On the host, by Deploy.ps1', steps(['host'])]
       : ['Steps', steps(['here', 'host'])]),
     ...(plan.notes.length ? ['', 'Notes', list(plan.notes, () => ' -')] : []),
-    ...(refusals.length ? ['', 'In the way', list(refusals, () => ' !')] : []),
     '',
   ].join('\n')
 }
