@@ -62,9 +62,11 @@ export async function migrate(options: MigrateOptions, tools: MigrateTools): Pro
     if (disk) disks.push({ ...disk, modified: mtime.toISOString() })
   }
   const { memory, ...wishes } = options
-  const host = to?.startsWith('bundle:') ? undefined : (tools.host ?? localHost)()
+  const asked = to?.startsWith('bundle:') ? undefined : (tools.host ?? localHost)()
   try {
-    const target = await chooseTarget(to, vm.name, options, host, screen)
+    const target = await chooseTarget(to, options.name ?? vm.name, options, asked, screen)
+    // a PowerShell without Hyper-V was asked in vain
+    const host = target.kind === 'local' ? asked : undefined
     const { plan, refusals } = makePlan(
       vm,
       disks,
@@ -80,7 +82,7 @@ export async function migrate(options: MigrateOptions, tools: MigrateTools): Pro
     if (tools.agree && !await tools.agree(plan)) return 'declined'
     return await run(plan, host, { ...tools, signal, state })
   } finally {
-    await host?.close()
+    await asked?.close()
   }
 }
 

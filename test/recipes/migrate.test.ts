@@ -431,6 +431,22 @@ commands('reads options from a JSON file', async ({ dir }) => {
   equal(plan.vm.cpus, 3)
 })
 
+commands(
+  'makes a bundle where there is no PowerShell with Hyper-V, and refuses local',
+  async ({ dir }) => {
+    const { ova } = await demo('bios', dir)
+    const env = { ...process.env, POWERSHELL: 'no-such-powershell' }
+    const args = [ova, '--name', 'web', '--state', join(dir, 'state')]
+    const { code, stdout, stderr } = await program(args, env, dir)
+    equal(code, 0, stderr)
+    match(stdout, /There is no PowerShell with Hyper-V here/)
+    ok(await fs.pathExists(join(dir, 'out', 'web', 'Deploy.ps1')))
+    const refused = await program([...args, '--to', 'local'], env, dir)
+    equal(refused.code, 1)
+    match(refused.stderr, /^Cannot start PowerShell: no program "no-such-powershell" is on PATH/)
+  },
+)
+
 commands('prints the dry run that the README shows', async ({ dir }) => {
   const readme = await fs.readFile(join(root, 'README.md'), 'utf8')
   const [, shown = ''] =
