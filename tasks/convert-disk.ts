@@ -220,6 +220,7 @@ async function write(
       ? convert(source, temporary, wanted, signal)
       : runEngine({ engine, source, format, type, signal }, from, temporary)
     const [dataBytes] = await allOrNone([converting, source.verify(signal)], failure)
+    if (engine !== 'embedded') await sync(temporary)
     await source.refuseChanged()
     const { image, close } = await openWritten(temporary, format)
     try {
@@ -283,6 +284,12 @@ async function refuseDifference(
     `Cannot write "${printable(path)}": read again, it differs from the source ` +
       `in the ${WINDOW} bytes from byte ${offset} of the disk. Check the volume and the memory of this machine`,
   )
+}
+
+/** What another program wrote is only in memory yet, as far as is known. */
+async function sync(path: string): Promise<void> {
+  const file = await open(path, 'r+')
+  await file.sync().finally(() => file.close())
 }
 
 /** A write may be cut short, as it is before a volume is full. */

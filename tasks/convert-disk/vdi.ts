@@ -27,7 +27,7 @@ const HEADER = {
   fFlags: u32(0x50),
   offBlocks: u32(0x154),
   offData: u32(0x158),
-  cbSector: u32(0x168),
+  'LegacyGeometry.cbSector': u32(0x168),
   cbDisk: u64(0x170),
   cbBlock: u32(0x178),
   cbBlockExtra: u32(0x17c),
@@ -35,6 +35,7 @@ const HEADER = {
   cBlocksAllocated: u32(0x184),
   uuidCreate: guid(0x188),
   uuidModify: guid(0x198),
+  'LCHSGeometry.cbSector': u32(0x1d4),
 }
 const HEADER_LENGTH = 0x200
 
@@ -161,13 +162,14 @@ export async function writeVdi(
         u32Type: type === 'fixed' ? 2 : 1,
         offBlocks,
         offData,
-        cbSector: SECTOR,
+        'LegacyGeometry.cbSector': SECTOR,
         cbDisk: virtualSize,
         cbBlock: BLOCK,
         cBlocks: blocks,
         cBlocksAllocated: allocated,
         uuidCreate,
         uuidModify,
+        'LCHSGeometry.cbSector': SECTOR, // without it VirtualBox takes the header for damaged
       })
       await file.truncate(offData + allocated * BLOCK)
       await file.write(map, 0, map.length, offBlocks)

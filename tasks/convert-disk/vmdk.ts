@@ -98,7 +98,8 @@ async function openSparse(bytes: Bytes): Promise<Image> {
   if (compressed && header.compressAlgorithm !== COMPRESSION_DEFLATE) {
     throw refuse('compressAlgorithm', 'its grains are compressed in a way that is not known')
   }
-  const virtualSize = capacity * SECTOR
+  let virtualSize = capacity * SECTOR
+  let identifier: string | undefined
   const grainSize = header.grainSize * SECTOR
   if (capacity === 0 || virtualSize > MAX_SIZE) {
     throw refuse('capacity', `its disk has ${virtualSize} bytes`)
@@ -114,7 +115,12 @@ async function openSparse(bytes: Bytes): Promise<Image> {
     if (length > MB || place + length > bytes.size) {
       throw refuse('descriptorOffset', 'its descriptor is not within the file')
     }
-    refuseParent(bytes, place, (await bytes.read(place, length)).toString('utf8'))
+    const descriptor = (await bytes.read(place, length)).toString('utf8')
+    refuseParent(bytes, place, descriptor)
+    // VirtualBox rounds the capacity up to whole grains, and says the true size only there
+    const size = Number(descriptor.match(/^\s*(?:RW|RDONLY)\s+(\d+)\s+SPARSE\s/m)?.[1]) * SECTOR
+    if (size > 0 && Math.ceil(size / grainSize) * grainSize === virtualSize) virtualSize = size
+    identifier = uuidOf(descriptor)
   }
   const covered = grainSize * numGTEsPerGT
   const tables = Math.ceil(virtualSize / covered)
@@ -127,6 +133,7 @@ async function openSparse(bytes: Bytes): Promise<Image> {
     variant: compressed ? 'streamOptimized' : 'monolithicSparse',
     virtualSize,
     sectorSize: 512,
+    ...(identifier !== undefined && { identifier }),
     async *runs(from = 0): AsyncGenerator<Run> {
       const places = new Places(grainSize, SECTOR)
       let chunk: Buffer | undefined
@@ -240,16 +247,22 @@ async function loadGrains(
   throw new ImageError(bytes, at, `the grain of byte ${offset} cannot be decompressed`)
 }
 
-/** An image with a parent holds only what changed. */
+/** An image with a parent holds only what changed. VirtualBox names the parent by its UUID alone. */
 function refuseParent(bytes: Bytes, at: number, descriptor: string): void {
-  const parent = descriptor.match(/^\s*parentCID\s*=\s*"?([0-9a-f]+)/im)?.[1]
-  if (parent === undefined || /^f{8}$/i.test(parent)) return
+  const cid = descriptor.match(/^\s*parentCID\s*=\s*"?([0-9a-f]+)/im)?.[1] ?? 'ffffffff'
+  const parent = descriptor.match(/^\s*ddb\.uuid\.parent\s*=\s*"([^"\n]*)"/m)?.[1] ?? ''
+  if (/^f{8}$/i.test(cid) && /^[0-]*$/.test(parent)) return
   throw new ImageError(
     bytes,
     at,
     'it is a delta link, which holds only what changed since its parent. ' +
       `Run: VBoxManage clonemedium "${printable(bytes.name)}" whole.vdi, and convert that`,
   )
+}
+
+/** What VirtualBox notes in the disk database. */
+function uuidOf(descriptor: string): string | undefined {
+  return descriptor.match(/^\s*ddb\.uuid\.image\s*=\s*"([0-9a-f-]{36})"/m)?.[1]
 }
 
 /** Extent Description: access, size in sectors, type, file name, offset in sectors. */
@@ -293,8 +306,10 @@ async function openExtents(
     virtualSize += size
   }
   if (extents.length === 0) throw new ImageError(bytes, 0, 'its descriptor names no extents')
+  const identifier = uuidOf(descriptor)
   return {
     format: 'vmdk',
+    ...(identifier !== undefined && { identifier }),
     variant: descriptor.match(/^\s*createType\s*=\s*"([^"\n]*)"/im)?.[1] ?? 'extents',
     virtualSize,
     sectorSize: 512,

@@ -78,7 +78,8 @@ export function vdi(
   image.writeUInt32LE(MB, 0x178)
   image.writeUInt32LE(blocks, 0x180)
   image.writeUInt32LE(used.length, 0x184)
-  image.write('0123456789abcdef', 0x188)
+  image.write('0123456789abcdeffedcba9876543210', 0x188)
+  image.writeUInt32LE(512, 0x1d4)
   for (let block = 0; block < blocks; block++) {
     const at = used.indexOf(block)
     image.writeUInt32LE(at >= 0 ? at : 0xffffffff - block % 2, MB + block * 4)

@@ -1,0 +1,370 @@
+/** What the readers take and what they refuse, format by format, on images that tests lay themselves. */
+import { deepEqual, equal, match, ok, rejects } from 'node:assert/strict'
+import fs from 'fs-extra'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import process from 'node:process'
+import { suite } from 'uvu'
+import { convertDisk, inspectDisk } from '../../../tasks/convert-disk.ts'
+import { disk, manifest, MB, ovf, random, tar, vdi, vmdk } from './images.ts'
+
+interface Context {
+  dir: string
+}
+
+const open = async (context: Context) => {
+  context.dir = await fs.mkdtemp(join(tmpdir(), 'convert-disk-formats-'))
+}
+const close = ({ dir }: Context) => fs.remove(dir)
+
+async function holds(dir: string, name: string, image: Buffer, expected: Buffer): Promise<void> {
+  const from = join(dir, name)
+  await fs.writeFile(from, image)
+  const to = join(dir, 'read.raw')
+  await convertDisk({ from, to, force: true })
+  ok((await fs.readFile(to)).equals(expected), `${name} holds another disk`)
+}
+
+async function refuses(dir: string, name: string, image: Buffer | string, reason: RegExp) {
+  const from = join(dir, name)
+  await fs.writeFile(from, image)
+  const before = await fs.readdir(dir)
+  await rejects(convertDisk({ from, to: join(dir, 'refused.vhdx') }), (error: Error) => {
+    match(error.message, reason)
+    match(error.message, /^Cannot read ".*": .* \(at byte \d+\)$/)
+    return true
+  })
+  deepEqual(await fs.readdir(dir), before)
+}
+
+/** An image with some bytes changed. */
+function patched(image: Buffer, at: number, bytes: number[]): Buffer {
+  const copy = Buffer.from(image)
+  copy.set(bytes, at)
+  return copy
+}
+
+const data = disk(5 * MB + 512 * 3)
+
+const vdis = suite<Context>('VDI')
+vdis.before.each(open)
+vdis.after.each(close)
+
+vdis('reads blocks in any order, zero and discarded ones, and fixed images', async ({ dir }) => {
+  const sparse = Buffer.concat([data, Buffer.alloc(4 * MB), disk(3 * MB + 512, 3)])
+  await holds(dir, 'a.vdi', vdi(sparse), sparse)
+  await holds(dir, 'b.vdi', vdi(sparse, { reversed: true }), sparse)
+  await holds(dir, 'c.vdi', vdi(sparse, { type: 2 }), sparse)
+  const [found] = await inspectDisk({ from: join(dir, 'a.vdi') })
+  let allocated = 0
+  for (let at = 0; at < sparse.length; at += MB) {
+    const block = sparse.subarray(at, at + MB)
+    if (block.some((byte) => byte !== 0)) allocated += block.length
+  }
+  equal(found?.allocatedSize, allocated)
+  ok(allocated < sparse.length - 2 * MB)
+})
+
+vdis('refuses what is half a disk, damaged or of another version', async ({ dir }) => {
+  const image = vdi(data)
+  await refuses(dir, 'a.vdi', vdi(data, { type: 4 }), /differencing .* Run: VBoxManage clonemedium/)
+  await refuses(dir, 'a.vdi', image.subarray(0, 4 * MB), /block 2 is not within the file/)
+  await refuses(dir, 'a.vdi', image.subarray(0, 100), /has no signature of a VDI/)
+  await refuses(dir, 'a.vdi', patched(image, 0x40, [0]), /has no signature of a VDI/)
+  await refuses(dir, 'a.vdi', patched(image, 0x44, [0, 0, 2]), /version 2\.0, and only 1\.1/)
+  await refuses(dir, 'a.vdi', patched(image, MB + 4, [0]), /block 1 is where another block is/)
+  await refuses(dir, 'a.vdi', patched(image, 0x178, [1]), /its blocks have 1048577 bytes/)
+  await refuses(dir, 'a.vdi', patched(image, 0x176, [9]), /less than \d+ bytes/)
+  await refuses(dir, 'a.vdi', patched(image, 0x176, [0xff, 0xff]), /its disk has Infinity bytes/)
+  await refuses(dir, 'a.vdi', '', /it is empty/)
+})
+
+vdis.run()
+
+const vmdks = suite<Context>('VMDK')
+vmdks.before.each(open)
+vmdks.after.each(close)
+
+vmdks('reads sparse and stream-optimized images of all versions', async ({ dir }) => {
+  for (const version of [1, 2, 3]) {
+    for (const zeroed of [false, true]) {
+      await holds(dir, 'a.vmdk', vmdk(data, { version, zeroed }), data)
+      const stream = { version, zeroed, compressed: true }
+      await holds(dir, 'b.vmdk', vmdk(data, stream), data)
+      await holds(dir, 'c.vmdk', vmdk(data, { ...stream, atEnd: true }), data)
+    }
+  }
+})
+
+vmdks(
+  'reads extents beside their descriptor, with CRLF, spaces and other letters',
+  async ({ dir }) => {
+    const [first, second] = [disk(2 * MB, 4), disk(MB, 5)]
+    await fs.writeFile(join(dir, 'Диск 1-s001.vmdk'), vmdk(first))
+    await fs.writeFile(join(dir, 'f.img'), Buffer.concat([Buffer.alloc(1024), second]))
+    const descriptor = [
+      '# Disk DescriptorFile',
+      'version=1',
+      'parentCID=ffffffff',
+      'createType="custom"',
+      'RW 4096 SPARSE "Диск 1-s001.vmdk"',
+      'RW 2048 ZERO',
+      'RW 2048 FLAT "f.img" 2',
+    ].join('\r\n')
+    const whole = Buffer.concat([first, Buffer.alloc(MB), second])
+    await holds(dir, 'a.vmdk', Buffer.from(descriptor), whole)
+    const extent = (line: string) => `# Disk DescriptorFile\n${line}\n`
+    await refuses(dir, 'a.vmdk', extent('RW 9 FLAT "../x" 0'), /"\.\.\/x" is no file beside it/)
+    await refuses(dir, 'a.vmdk', extent('RW 9 FLAT "/dev/sda" 0'), /is no file beside it/)
+    await refuses(
+      dir,
+      'a.vmdk',
+      extent('RW 9 SPARSE "a.vmdk"'),
+      /does not begin as a sparse extent/,
+    )
+    await refuses(dir, 'a.vmdk', extent('RW 9 SESPARSE "f.img"'), /type SESPARSE is none/)
+    await refuses(dir, 'a.vmdk', extent('RW 9999999 FLAT "f.img" 0'), /it is cut short/)
+    await refuses(dir, 'a.vmdk', extent('RW x FLAT "f.img" 0'), /cannot be understood/)
+    await refuses(dir, 'a.vmdk', extent('nothing'), /names no extents/)
+  },
+)
+
+vmdks('refuses what is half a disk, damaged or of another version', async ({ dir }) => {
+  const stream = vmdk(data, { compressed: true, atEnd: true })
+  await refuses(dir, 'a.vmdk', vmdk(data, { parent: '12345678' }), /Run: VBoxManage clonemedium/)
+  await refuses(dir, 'a.vmdk', vmdk(data, { version: 4 }), /its version is 4/)
+  await refuses(dir, 'a.vmdk', stream.subarray(0, -4096), /its footer is missing/)
+  await refuses(dir, 'a.vmdk', patched(stream, 128 * 512, [9]), /is not that of byte 0/)
+  await refuses(dir, 'a.vmdk', patched(stream, 128 * 512 + 20, [9, 9, 9]), /cannot be decompressed/)
+  await refuses(dir, 'a.vmdk', patched(stream, 128 * 512 + 8, [0, 0, 0]), /has 0 bytes compressed/)
+  await refuses(dir, 'a.vmdk', Buffer.alloc(MB, 'x'), /no signature of a VMDK/)
+})
+
+vmdks('stops at a grain that inflates without end', async ({ dir }) => {
+  const zeros = Buffer.alloc(64 * 1024, 1)
+  const image = vmdk(zeros, { compressed: true })
+  const bomb = await import('node:zlib').then(({ deflateSync }) =>
+    deflateSync(Buffer.alloc(32 * MB))
+  )
+  // its compressed size passes: 32 MB of zeros are 32 KB
+  const large = Buffer.concat([image.subarray(0, 128 * 512 + 12), bomb, Buffer.alloc(256 * 1024)])
+  large.writeUInt32LE(bomb.length, 128 * 512 + 8)
+  const directory = Math.ceil((128 * 512 + 12 + bomb.length) / 512) + 1
+  large.writeBigUInt64LE(BigInt(directory), 56)
+  large.writeUInt32LE(directory + 1, directory * 512)
+  large.writeUInt32LE(128, (directory + 1) * 512)
+  await refuses(dir, 'a.vmdk', large, /cannot be decompressed/)
+})
+
+vmdks.run()
+
+const microsoft = suite<Context>('VHD and VHDX')
+microsoft.before.each(open)
+microsoft.after.each(close)
+
+const make = async (dir: string, format: 'vhd' | 'vhdx', type: 'dynamic' | 'fixed' = 'dynamic') => {
+  const from = join(dir, 'source.img')
+  await fs.writeFile(from, data)
+  const to = join(dir, `made.${format}`)
+  await convertDisk({ from, to, type, seed: 'x' })
+  const image = await fs.readFile(to)
+  await fs.emptyDir(dir)
+  return image
+}
+
+microsoft(
+  'reads a VHD whose footer is damaged or a byte short by what is left',
+  async ({ dir }) => {
+    const dynamic = await make(dir, 'vhd')
+    await holds(dir, 'a.vhd', patched(dynamic, dynamic.length - 512, [0]), data)
+    const to = join(dir, 'b.raw')
+    const { warnings } = await convertDisk({ from: join(dir, 'a.vhd'), to })
+    match(warnings.join(), /footer of .* is damaged: its copy was used/)
+    const fixed = await make(dir, 'vhd', 'fixed')
+    await holds(dir, 'a.vhd', fixed.subarray(0, -1), data)
+  },
+)
+
+microsoft(
+  'writes a VHD whose size is exact and whose blocks lie on whole 4 KB',
+  async ({ dir }) => {
+    const image = await make(dir, 'vhd')
+    const footer = image.subarray(-512)
+    equal(footer.toString('latin1', 0, 8), 'conectix')
+    equal(Number(footer.readBigUInt64BE(48)), data.length)
+    equal(footer.toString('latin1', 28, 32), 'win ')
+    ok(footer.equals(image.subarray(0, 512)))
+    const blocks = [0, 1, 2].map((index) => image.readUInt32BE(3 * 512 + index * 4))
+    deepEqual(blocks.map((sector) => (sector * 512 + 512) % 4096), [0, 0, 0])
+  },
+)
+
+microsoft('refuses a damaged VHD', async ({ dir }) => {
+  const image = await make(dir, 'vhd')
+  const cut = image.subarray(0, 3 * MB)
+  await refuses(dir, 'a.vhd', cut, /block 1 is not within the file/)
+  await refuses(
+    dir,
+    'a.vhd',
+    patched(image, 1536, [0, 0, 0, 1]),
+    /where the block allocation table/,
+  )
+  await refuses(
+    dir,
+    'a.vhd',
+    patched(image, 1540, [...image.subarray(1536, 1540)]),
+    /another block/,
+  )
+  await refuses(dir, 'a.vhd', patched(image, 512, [0]), /its header is damaged/)
+  const fixed = await make(dir, 'vhd', 'fixed')
+  await refuses(dir, 'a.vhd', fixed.subarray(512), /is not within the file/)
+  await refuses(dir, 'a.vhd', fixed.subarray(0, -512), /no signature of a VHD/)
+})
+
+microsoft('reads a VHDX by whichever header and region table is whole', async ({ dir }) => {
+  const image = await make(dir, 'vhdx')
+  await holds(dir, 'a.vhdx', patched(image, 64 * 1024, [0]), data)
+  await holds(dir, 'a.vhdx', patched(image, 128 * 1024 + 9, [7]), data)
+  await holds(dir, 'a.vhdx', patched(image, 192 * 1024, [0]), data)
+  const neither = patched(patched(image, 64 * 1024, [0]), 128 * 1024, [0])
+  await refuses(dir, 'a.vhdx', neither, /both its headers are damaged/)
+})
+
+microsoft('refuses a damaged VHDX', async ({ dir }) => {
+  const image = await make(dir, 'vhdx')
+  const bat = 3 * MB
+  await refuses(dir, 'a.vhdx', image.subarray(0, 5 * MB), /block 0 is not within the file/)
+  await refuses(dir, 'a.vhdx', image.subarray(0, 1000), /the file ends within its headers/)
+  await refuses(dir, 'a.vhdx', patched(image, bat, [5]), /block 0 is in state 5/)
+  await refuses(
+    dir,
+    'a.vhdx',
+    patched(image, bat + 8, [...image.subarray(bat, bat + 8)]),
+    /another/,
+  )
+  await refuses(dir, 'a.vhdx', patched(image, 0, [0]), /no signature of a VHDX/)
+  await refuses(dir, 'a.vhdx', patched(image, 2 * MB + 64 * 1024, [1]), /its blocks have/)
+})
+
+microsoft.run()
+
+const damage = suite<Context>('damaged images')
+damage.before.each(open)
+damage.after.each(close)
+
+damage(
+  'are refused in one sentence, or read, and always soon, with nothing left behind',
+  async ({ dir }) => {
+    const next = random(20261123)
+    const below = (limit: number) => Math.floor(next() * limit)
+    const small = disk(3 * MB + 512, 9)
+    const entries = [
+      { name: 'a.ovf', data: ovf('a.vmdk') },
+      { name: 'a.vmdk', data: vmdk(small, { compressed: true, atEnd: true }) },
+    ]
+    const images: Record<string, Buffer> = {
+      'a.vdi': vdi(small),
+      'a.vmdk': vmdk(small),
+      'b.vmdk': vmdk(small, { compressed: true, atEnd: true }),
+      'a.vhd': await make(dir, 'vhd'),
+      'a.vhdx': await make(dir, 'vhdx'),
+      'a.ova': tar([...entries, { name: 'a.mf', data: manifest('SHA256', entries) }]),
+    }
+    // where a format keeps its headers and tables: most of a file is data, which may hold anything
+    const tables: Record<string, number[]> = {
+      'a.vdi': [0, 0x200, MB, MB + 64],
+      'a.vmdk': [0, 2048, -4096, -1],
+      'b.vmdk': [0, 2048, -8192, -1],
+      'a.vhd': [0, 2048, -512, -1],
+      'a.vhdx': [
+        64 * 1024,
+        68 * 1024,
+        192 * 1024,
+        193 * 1024,
+        2 * MB,
+        2 * MB + 256,
+        3 * MB,
+        3 * MB + 64,
+      ],
+      'a.ova': [0, 1024, 1024, 4096, -4096, -1],
+    }
+    const VALUES = [0, 1, 0x7f, 0x80, 0xfe, 0xff]
+    let refused = 0
+    for (const [name, image] of Object.entries(images)) {
+      for (let round = 0; round < 60; round++) {
+        let mutant = Buffer.from(image)
+        const ranges = tables[name] as number[]
+        for (let changes = 1 + below(4); changes > 0; changes--) {
+          const range = below(ranges.length / 2) * 2
+          const [from = 0, end = 0] = ranges.slice(range, range + 2)
+            .map((at) => at < 0 ? image.length + at : at)
+          const at = from + below(end - from)
+          const length = [1, 1, 4, 8][below(4)] as number
+          const value = next() < 0.5 ? VALUES[below(VALUES.length)] as number : below(256)
+          mutant.fill(value, at, Math.min(at + length, mutant.length))
+        }
+        if (next() < 0.2) mutant = mutant.subarray(0, below(mutant.length))
+        const from = join(dir, name)
+        await fs.writeFile(from, mutant)
+        const start = performance.now()
+        const failure = await inspectDisk({ from })
+          .then(() => convertDisk({ from, to: join(dir, 'out.vhdx'), force: true }))
+          .then(() => undefined, (error: Error) => error)
+        ok(performance.now() - start < 4000, `${name} ${round} took long`)
+        if (!failure) continue
+        refused++
+        match(failure.message, /^Cannot (read|convert|tell|write) "?.*[^.]$/s, `${name} ${round}`)
+        ok(failure.message.length < 600 && !failure.message.includes('\n'), failure.message)
+        ok(!(failure instanceof TypeError || failure instanceof RangeError), failure.stack)
+        deepEqual((await fs.readdir(dir)).filter((file) => file.includes('partial')), [])
+      }
+      await fs.emptyDir(dir)
+    }
+    ok(refused > 100, `only ${refused} were refused`)
+  },
+)
+
+damage('of 64 TB in a few KB cost neither time nor memory', async ({ dir }) => {
+  const image = vmdk(Buffer.alloc(64 * 1024, 1))
+  image.writeBigUInt64LE(2n ** 37n, 12) // 64 TB
+  await refuses(dir, 'a.vmdk', image, /its grain directory of \d+ entries is not within the file/)
+  const large = vdi(Buffer.alloc(MB, 1))
+  large.writeBigUInt64LE(2n ** 46n, 0x170)
+  large.writeUInt32LE(2 ** 26, 0x180)
+  await refuses(dir, 'a.vdi', large, /its block map of 67108864 entries is not within the file/)
+})
+
+damage.run()
+
+const large = suite<Context>('a disk of 2 TB with little in it')
+large.before.each(open)
+large.after.each(close)
+
+large('converts in the time and memory of what is in it', async ({ dir }) => {
+  const size = 2 * 1024 ** 4
+  const blocks = size / MB
+  const image = Buffer.alloc(2 * MB + blocks * 4 + 2 * MB, 0)
+  vdi(Buffer.alloc(MB, 1)).copy(image, 0, 0, MB)
+  const offData = MB + blocks * 4
+  image.writeUInt32LE(offData, 0x158)
+  image.writeBigUInt64LE(BigInt(size), 0x170)
+  image.writeUInt32LE(blocks, 0x180)
+  image.fill(0xff, MB, offData)
+  image.writeUInt32LE(0, MB + 4 * 7)
+  image.writeUInt32LE(1, MB + 4 * (blocks - 1))
+  image.fill('a', offData, offData + MB)
+  image.fill('z', offData + MB, offData + 2 * MB)
+  const from = join(dir, 'a.vdi')
+  await fs.writeFile(from, image)
+  const before = process.memoryUsage().rss
+  for (const format of ['vhdx', 'vdi'] as const) {
+    const start = performance.now()
+    const to = join(dir, `b.${format}`)
+    const { fileSize } = await convertDisk({ from, to, verify: true })
+    ok(fileSize < 40 * MB, `${fileSize}`)
+    ok(performance.now() - start < 5000)
+  }
+  ok(process.memoryUsage().rss - before < 200 * MB)
+})
+
+large.run()
