@@ -171,6 +171,10 @@ needs(bundles, 'qemu-img', 'qemu-system-x86_64')(
         if (source === ova) match(await boots(disk, firmware, 'vhdx'), new RegExp(line))
       }
     }
+    const { vdi, line } = await demo('bios', join(dir, 'bios'))
+    const to = join(dir, 'vhd')
+    await run({ source: [vdi], to: `bundle:${to}`, format: 'vhd', name: 'web', state })
+    match(await boots(join(to, 'disks', 'web.vhd'), 'bios', 'vpc'), new RegExp(line))
   },
 )
 
