@@ -16,7 +16,7 @@ import { freeSpace, type Host, localHost } from './run/host.ts'
 import { beginJournal, readJournals, record, stateFolder } from './run/journal.ts'
 import { makePlan, type Plan, size, type Step, type Target, type Wishes } from './run/plan.ts'
 import { describeProgress, measure, type Screen, stopSignal, terminal } from './run/screen.ts'
-import { perform, type Progress, type StepResult } from './run/steps.ts'
+import { perform, type Progress, scriptOf, type StepResult } from './run/steps.ts'
 
 export interface MigrateOptions extends Omit<Wishes, 'memory'> {
   /** A VirtualBox VM by name, a `.vbox`, `.ova` or `.ovf`, or disk images. @default asks, or the demo VM */
@@ -73,11 +73,17 @@ export async function migrate(options: MigrateOptions, tools: MigrateTools): Pro
       { ...wishes, ...(memory !== undefined && { memory: parseMemory(memory) }) },
       target,
     )
+    // each task refuses what it cannot take, such as a name, before it asks the host
+    for (const step of plan.steps) {
+      if (step.where === 'host') await scriptOf(step).catch(({ message }) => refusals.push(message))
+    }
     const state = options.state ?? stateFolder
     if (target.kind === 'bundle') refusals.push(...await checkBundle(plan, target.dir))
-    else refusals.push(...await checkLocal(plan, host as Host, state))
+    else {refusals.push(
+        ...await checkLocal(plan, host as Host, state).catch(({ message }) => [message]),
+      )}
     screen({ event: 'plan', plan, refusals })
-    if (refusals.length > 0) throw new Error(refusals.join('\n'))
+    if (refusals.length > 0) throw new Error([...new Set(refusals)].join('\n'))
     if (options.dryRun) return await rehearse(plan, host, screen)
     if (tools.agree && !await tools.agree(plan)) return 'declined'
     return await run(plan, host, { ...tools, signal, state })
@@ -305,8 +311,10 @@ async function verify(plan: Plan, { ps }: Host): Promise<void> {
 
 function nextSteps(plan: Plan, results: Map<string, StepResult>, same: boolean): string[] {
   const { name, target } = plan
+  const warnings = [...results.values()].flatMap((result) => result.warnings ?? []) as string[]
   if (target.kind === 'bundle') {
     return [
+      ...warnings,
       same
         ? `Nothing to do: the bundle "${target.dir}" is there and whole.`
         : `The bundle is "${target.dir}".`,
@@ -322,6 +330,7 @@ function nextSteps(plan: Plan, results: Map<string, StepResult>, same: boolean):
     ) ?? []
   const internal = plan.steps.find(({ task }) => task === 'set-static-ip')
   return [
+    ...warnings,
     same ? NOTHING_TO_DO : `"${name}" is on Hyper-V.`,
     ...(started?.heartbeat === 'none'
       ? [

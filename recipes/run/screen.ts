@@ -157,7 +157,10 @@ function say(text: string, hang = 0): void {
 /** Folds lines at the terminal's width, counting 桥 for two, and sets what follows `hang` columns in. */
 function wrap(text: string, hang: number): string {
   const columns = Math.min(process.stdout.columns || 100, 100)
-  return text.split('\n').map((line) => {
+  // a VM's name may hold what would move the cursor
+  // deno-lint-ignore no-control-regex
+  const plain = text.replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/g, '\ufffd')
+  return plain.split('\n').map((line) => {
     if (hang === 0) return wrapAnsi(line, columns, { trim: false })
     const [first = '', ...rest] = wrapAnsi(line, columns - hang, { trim: false }).split('\n')
     return [first.trimEnd(), ...rest.map((part) => ' '.repeat(hang) + part.trim())].join('\n')

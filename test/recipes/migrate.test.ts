@@ -133,6 +133,19 @@ bundles('says all that is in the way at once, before anything is made', async ({
   deepEqual(await tree(dir), before)
 })
 
+bundles(
+  'refuses a name that Hyper-V does not take, before anything is made',
+  async ({ dir, state }) => {
+    const { ova } = await demo('bios', dir)
+    const before = await tree(dir)
+    for (const name of ['x'.repeat(101), 'a\u001b[2Jb']) {
+      const to = `bundle:${join(dir, 'b')}`
+      match(await failure({ source: [ova], to, state, name }), /^Cannot /)
+    }
+    deepEqual(await tree(dir), before)
+  },
+)
+
 bundles('leaves nothing of a bundle whose disk cannot be read', async ({ dir, state }) => {
   const { vdi } = await demo('bios', dir)
   const size = (await fs.stat(vdi)).size
