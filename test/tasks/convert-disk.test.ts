@@ -423,7 +423,7 @@ const commands = suite<Context>('convert-disk command')
 commands.before.each(open)
 commands.after.each(close)
 
-const root = join(import.meta.dirname, '..', '..')
+const root = join(import.meta.dirname as string, '..', '..')
 const task = join(root, 'tasks', 'convert-disk.ts')
 const bin = join(root, 'node_modules', '.bin')
 const RUNTIMES = {
