@@ -260,11 +260,14 @@ async function convert(
     const uuid = uuids(seed)
     const writer = await WRITERS[format]({ file, virtualSize, sectorSize, type, uuid })
     const onBytes = count('read', allocatedSize, onProgress)
-    const put = ({ position, data }: { position: number; data: Buffer }) =>
-      writeAll(file, data, position)
+    const flush = flusher(file)
+    const put = async ({ position, data }: { position: number; data: Buffer }) => {
+      await writeAll(file, data, position)
+      flush.written(data.length)
+    }
     const dataBytes = await copy(image, writer, put, { onBytes, signal })
     await writer.finish()
-    await file.sync()
+    await flush.end()
     return dataBytes
   } finally {
     await file.close()
@@ -284,6 +287,28 @@ async function refuseDifference(
     `Cannot write "${printable(path)}": read again, it differs from the source ` +
       `in the ${WINDOW} bytes from byte ${offset} of the disk. Check the volume and the memory of this machine`,
   )
+}
+
+/** Bytes that are written between two flushes. */
+const FLUSH = 128 * MB
+
+/** Flushes while the copying goes on, so that the last flush, on which all wait, is short. */
+function flusher(file: Awaited<ReturnType<typeof open>>) {
+  let since = 0
+  let flush: Promise<unknown> | undefined
+  return {
+    written: (bytes: number) => {
+      since += bytes
+      if (since < FLUSH || flush) return
+      since = 0
+      // a failure shows again in the end
+      flush = file.datasync().catch(() => {}).then(() => flush = undefined)
+    },
+    end: async () => {
+      await flush
+      await file.sync()
+    },
+  }
 }
 
 /** What another program wrote is only in memory yet, as far as is known. */

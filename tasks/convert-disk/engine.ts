@@ -1,7 +1,9 @@
 /** The other programs that convert, for who wants one of them. */
-import { execFile } from 'node:child_process'
-import { resolve } from 'node:path'
-import { type Format, printable } from './image.ts'
+import { execFile, type ExecFileException } from 'node:child_process'
+import { join, resolve } from 'node:path'
+import process from 'node:process'
+import { promisify } from 'node:util'
+import { type Format, MB, printable } from './image.ts'
 import type { Source } from './source.ts'
 
 export interface EngineOptions {
@@ -106,32 +108,47 @@ async function runVBoxManage(
   }
 }
 
-function execute(
+async function execute(
   program: keyof typeof INSTALL,
   args: string[],
   from: string,
   signal?: AbortSignal,
 ): Promise<string> {
-  return new Promise((resolve, reject) => {
-    const options = { maxBuffer: 64 * 1024 ** 2, windowsHide: true, ...(signal && { signal }) }
-    execFile(program, args, options, (error, stdout, stderr) => {
-      if (!error) return resolve(stdout)
-      const lines = stderr.trim().split(/\r?\n/)
-      // VBoxManage tells its progress there too, and where in its source it failed
-      const reason = lines.find((line) => /error:/i.test(line)) ?? lines.at(-1)
-      reject(
-        error.code === 'ENOENT'
-          ? new Error(
-            `Cannot convert with ${program}: no such program is on PATH. ` +
-              `${INSTALL[program]}, or use --engine embedded`,
-          )
-          : new Error(
-            `Cannot convert "${printable(from)}" with ${program}: ${
-              printable(reason || `it ended with ${error.code ?? error.signal}`)
-            }. Run again with --engine embedded`,
-            { cause: error },
-          ),
+  const options = {
+    // elsewhere than in UTF-8 VBoxManage tells other names than ASCII as question marks
+    env: { ...process.env, LC_ALL: 'C.UTF-8' },
+    maxBuffer: 64 * MB,
+    windowsHide: true,
+    ...(signal && { signal }),
+  }
+  try {
+    const { stdout } = await promisify(execFile)(find(program), args, options)
+    return stdout
+  } catch (cause) {
+    const { code, signal, stderr = '' } = cause as ExecFileException & { stderr?: string }
+    if (code === 'ENOENT') {
+      throw new Error(
+        `Cannot convert with ${program}: no such program is on PATH. ` +
+          `${INSTALL[program]}, or use --engine embedded`,
+        { cause },
       )
-    })
-  })
+    }
+    const lines = stderr.trim().split(/\r?\n/)
+    // VBoxManage tells its progress there too, and where in its source it failed
+    const reason = lines.find((line) => /error:/i.test(line)) || lines.at(-1) ||
+      `it ended with ${code ?? signal}`
+    throw new Error(
+      `Cannot convert "${printable(from)}" with ${program}: ${printable(reason)}. ` +
+        'Run again with --engine embedded',
+      { cause },
+    )
+  }
+}
+
+/** VirtualBox's installer for Windows leaves PATH alone, and notes its folder. */
+function find(program: keyof typeof INSTALL): string {
+  const { VBOXMANAGE, VBOX_MSI_INSTALL_PATH } = process.env
+  if (program !== 'VBoxManage') return program
+  if (VBOXMANAGE) return VBOXMANAGE
+  return VBOX_MSI_INSTALL_PATH ? join(VBOX_MSI_INSTALL_PATH, 'VBoxManage.exe') : program
 }

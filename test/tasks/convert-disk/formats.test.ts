@@ -116,12 +116,9 @@ vmdks(
     const extent = (line: string) => `# Disk DescriptorFile\n${line}\n`
     await refuses(dir, 'a.vmdk', extent('RW 9 FLAT "../x" 0'), /"\.\.\/x" is no file beside it/)
     await refuses(dir, 'a.vmdk', extent('RW 9 FLAT "/dev/sda" 0'), /is no file beside it/)
-    await refuses(
-      dir,
-      'a.vmdk',
-      extent('RW 9 SPARSE "a.vmdk"'),
-      /does not begin as a sparse extent/,
-    )
+    const self = extent('RW 9 SPARSE "a.vmdk"')
+    await refuses(dir, 'a.vmdk', self, /the file ends in its header/)
+    await refuses(dir, 'a.vmdk', self.padEnd(1024, '#'), /does not begin as a sparse extent/)
     await refuses(dir, 'a.vmdk', extent('RW 9 SESPARSE "f.img"'), /type SESPARSE is none/)
     await refuses(dir, 'a.vmdk', extent('RW 9999999 FLAT "f.img" 0'), /it is cut short/)
     await refuses(dir, 'a.vmdk', extent('RW x FLAT "f.img" 0'), /cannot be understood/)
