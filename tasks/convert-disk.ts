@@ -1,8 +1,10 @@
 #!/usr/bin/env zx
 /** Convert a disk image to one that Hyper-V takes, or back, straight out of an OVA too. */
+import filenamify from 'filenamify'
 import { createHash, randomUUID } from 'node:crypto'
 import { open, rm, stat } from 'node:fs/promises'
-import { extname, resolve } from 'node:path'
+import { tmpdir } from 'node:os'
+import { basename, extname, join, parse, resolve } from 'node:path'
 import process from 'node:process'
 import { compare, copy } from './convert-disk/copy.ts'
 import { refuseEngine, runEngine } from './convert-disk/engine.ts'
@@ -11,10 +13,10 @@ import { type Image, MB, printable, WINDOW } from './convert-disk/image.ts'
 import { type Layout, readLayout } from './convert-disk/partitions.ts'
 import { writeRaw } from './convert-disk/raw.ts'
 import { listDisks, openSource, openWritten, type Source } from './convert-disk/source.ts'
-import { refuseSpace, refuseTarget, writeWhole } from './convert-disk/target.ts'
+import { nearestFolder, refuseSpace, refuseTarget, writeWhole } from './convert-disk/target.ts'
 import { writeVdi } from './convert-disk/vdi.ts'
 import { MAX_VHD, writeVhd } from './convert-disk/vhd.ts'
-import { MAX_VHDX, writeVhdx } from './convert-disk/vhdx.ts'
+import { chooseBlockSize, MAX_VHDX, writeVhdx } from './convert-disk/vhdx.ts'
 import { command, dryRun } from './task.ts'
 
 export type Format = 'vhdx' | 'vhd' | 'vdi' | 'raw'
@@ -22,7 +24,7 @@ export type Format = 'vhdx' | 'vhd' | 'vdi' | 'raw'
 export interface ConvertDiskOptions {
   /**
    * A VDI, VMDK (its descriptor, when it has extents), VHD, VHDX or raw image, or an OVA or OVF whose
-   * disk is meant. What a file is, its content says.
+   * disk is meant. What a file is, its content says. A snapshot is read with its parents.
    */
   from: string
   to: string
@@ -30,8 +32,12 @@ export interface ConvertDiskOptions {
   format?: Format | undefined
   /** `fixed` has all its blocks from the start. A raw image is always so. @default 'dynamic' */
   type?: 'dynamic' | 'fixed' | undefined
+  /** What `from` is, when its content does not tell, or its name is wrong. @default by its content */
+  fromFormat?: Image['format'] | undefined
   /** Which disk of an OVA or OVF: its place, from 0, or its name. Needed when there are several. */
   disk?: number | string | undefined
+  /** Bytes of a block of a VHDX: a power of two from 1 MB to 256 MB. @default by the guest */
+  blockSize?: number | undefined
   /** Who converts. @default 'embedded' */
   engine?: 'embedded' | 'qemu-img' | 'vboxmanage' | undefined
   /** Replace an existing target, in the end. @default false */
@@ -71,12 +77,17 @@ export interface ConvertDiskResult {
   fileSize: number
   /** The new image's own identifier; a raw image has none. */
   identifier?: string
+  /** Bytes of a block of a VHDX, and why so many. */
+  blockSize?: number
+  blockSizeReason?: string
   source: {
     format: Image['format']
     variant: string
     virtualSize: number
     allocatedSize: number
     identifier?: string
+    /** Of a snapshot: it and its parents, the last parent first. */
+    chain?: string[]
   }
   /** What is worth knowing, e.g. that an OVA has no manifest. */
   warnings: string[]
@@ -93,6 +104,8 @@ export interface DiskDescription extends Layout {
   /** Bytes of it that may hold data. */
   allocatedSize: number
   identifier?: string
+  /** Of a snapshot: it and its parents, the last parent first. */
+  chain?: string[]
 }
 
 /**
@@ -102,17 +115,20 @@ export interface DiskDescription extends Layout {
  * changes meanwhile, when the target cannot be written, and when Hyper-V would refuse it.
  */
 export async function convertDisk(options: ConvertDiskOptions): Promise<ConvertDiskResult> {
-  const { from, to, disk, engine = 'embedded', force = false } = options
+  const { from, to, disk, fromFormat, engine = 'embedded', force = false } = options
   const format = options.format ?? formatOf(to)
   const type = format === 'raw' ? 'fixed' : options.type ?? 'dynamic'
   const path = resolve(to)
-  const source = await openSource(from, disk)
+  refuseBlockSize(options.blockSize, format, engine)
+  const folder = await nearestFolder(path) ?? tmpdir()
+  const source = await openSource(from, { disk, format: fromFormat, folder })
   try {
     const { image, allocatedSize, windows, warnings } = source
     if (await source.has(path)) {
       throw new Error(`Cannot convert "${printable(from)}" to itself. Name another file by --to`)
     }
     await refuseTarget(path, force)
+    await source.refuseInUse()
     const virtualSize = Math.ceil(image.virtualSize / 512) * 512
     if (virtualSize !== image.virtualSize) {
       warnings.push(
@@ -122,12 +138,14 @@ export async function convertDisk(options: ConvertDiskOptions): Promise<ConvertD
     }
     refuseDisk(image, virtualSize, format, path)
     if (engine !== 'embedded') refuseEngine({ engine, source, format })
-    // blocks of a disk that is larger than 4 TB are larger than a window
-    const blocks = windows * Math.max(WINDOW, virtualSize / (2 * MB))
+    const block = format === 'vhdx' && engine === 'embedded'
+      ? await blockSizeOf(image, virtualSize, options.blockSize)
+      : undefined
+    const blocks = windows * Math.max(WINDOW, block?.blockSize ?? 0)
     const whole = type === 'fixed' && (format !== 'raw' || process.platform === 'win32')
     const most = 24 * MB + (whole ? virtualSize : Math.min(blocks, virtualSize))
     await refuseSpace(path, most)
-    const { format: sourceFormat, variant, identifier } = image
+    const { format: sourceFormat, variant, identifier, chain } = image
     const result = {
       changed: true,
       path,
@@ -140,15 +158,61 @@ export async function convertDisk(options: ConvertDiskOptions): Promise<ConvertD
         virtualSize: image.virtualSize,
         allocatedSize,
         ...(identifier !== undefined && { identifier }),
+        ...(chain && { chain }),
       },
+      ...block,
       warnings,
     }
     if (options.dryRun) return { ...result, fileSize: most }
-    const written = await write(source, { ...options, format, type, path, virtualSize })
+    const blockSize = block?.blockSize
+    const wanted = { ...options, format, type, path, virtualSize, blockSize }
+    const written = await write(source, wanted)
     return { ...result, ...written }
   } finally {
     await source.close()
   }
+}
+
+/**
+ * Converts each disk of an OVA or OVF, into a folder, named as in there. As {@link convertDisk}; when one
+ * fails, those of before are removed again, unless they replaced others.
+ */
+export async function convertDisks(
+  { to, format = 'vhdx', ...options }: Omit<ConvertDiskOptions, 'disk'>,
+): Promise<ConvertDiskResult[]> {
+  const names = await listDisks(options.from)
+  if (!names) {
+    throw new Error(
+      `Cannot convert all disks of "${printable(options.from)}": it is no OVA or OVF. ` +
+        'Run again without --disk',
+    )
+  }
+  const file = nameFiles(names, format)
+  const all = names.map((disk, index) => ({
+    ...options,
+    ...{ disk: index, format, to: join(to, file(disk)) },
+  }))
+  const results: ConvertDiskResult[] = []
+  // all refusals before the first disk
+  for (const one of all) results.push(await convertDisk({ ...one, dryRun: true }))
+  if (options.dryRun) return results
+  const made: ConvertDiskResult[] = []
+  try {
+    for (const one of all) made.push(await convertDisk(one))
+    return made
+  } catch (error) {
+    if (!options.force) { for (const one of made) await undoConvertDisk(one) }
+    throw error
+  }
+}
+
+/** File names that Windows takes: the disks' own with another extension, where that is enough. */
+function nameFiles(disks: string[], format: Format): (disk: string) => string {
+  const extension = format === 'raw' ? '.img' : `.${format}`
+  const whole = (disk: string) => filenamify(basename(disk), { replacement: '_', maxLength: 200 })
+  const short = (disk: string) => parse(whole(disk)).name
+  const twice = new Set(disks.map((disk) => short(disk).toLowerCase())).size < disks.length
+  return (disk) => (twice ? `${disks.indexOf(disk)}-${whole(disk)}` : short(disk)) + extension
 }
 
 /**
@@ -175,19 +239,21 @@ export async function undoConvertDisk(
 
 /** Describes a disk image, or each disk of an OVA or OVF. Reads only. */
 export async function inspectDisk(
-  { from, disk }: { from: string; disk?: number | string | undefined },
+  { from, fromFormat, disk }: Pick<ConvertDiskOptions, 'from' | 'fromFormat' | 'disk'>,
 ): Promise<DiskDescription[]> {
-  const disks = disk === undefined ? await listDisks(from) : [disk]
+  const disks = disk !== undefined ? [disk] : fromFormat ? undefined : await listDisks(from)
   const descriptions: DiskDescription[] = []
   for (const which of disks ?? [undefined]) {
-    const { image, allocatedSize, member, close } = await openSource(from, which)
+    const options = { disk: which, format: fromFormat, folder: tmpdir() }
+    const { image, allocatedSize, member, close } = await openSource(from, options)
     try {
-      const { format, variant, virtualSize, identifier } = image
+      const { format, variant, virtualSize, identifier, chain } = image
       const name = member?.name ?? (typeof which === 'string' ? which : undefined)
       descriptions.push({
         ...(name !== undefined && { member: name }),
         ...{ format, variant, virtualSize, allocatedSize },
         ...(identifier !== undefined && { identifier }),
+        ...(chain && { chain }),
         ...await readLayout(image),
       })
     } finally {
@@ -251,14 +317,14 @@ const WRITERS = { vhdx: writeVhdx, vhd: writeVhd, vdi: writeVdi, raw: writeRaw }
 async function convert(
   { image, allocatedSize }: Source,
   temporary: string,
-  { format, type, virtualSize, seed, onProgress }: Wanted,
+  { format, type, virtualSize, blockSize, seed, onProgress }: Wanted,
   signal: AbortSignal,
 ): Promise<number> {
   const file = await open(temporary, 'wx+')
   try {
     const { sectorSize } = image
     const uuid = uuids(seed)
-    const writer = await WRITERS[format]({ file, virtualSize, sectorSize, type, uuid })
+    const writer = await WRITERS[format]({ file, virtualSize, sectorSize, type, blockSize, uuid })
     const onBytes = count('read', allocatedSize, onProgress)
     const flush = flusher(file)
     const put = async ({ position, data }: { position: number; data: Buffer }) => {
@@ -380,6 +446,36 @@ function refuseDisk(image: Image, virtualSize: number, format: Format, path: str
   }
 }
 
+function refuseBlockSize(
+  blockSize: number | undefined,
+  format: Format,
+  engine: ConvertDiskOptions['engine'],
+): void {
+  if (blockSize === undefined) return
+  if (format !== 'vhdx' || engine !== 'embedded') {
+    throw new Error(
+      'Cannot choose a block size: only a VHDX, written by the embedded engine, has that choice. ' +
+        'Run again without --block-size',
+    )
+  }
+  if (blockSize >= MB && blockSize <= 256 * MB && Number.isInteger(Math.log2(blockSize))) return
+  throw new Error(
+    `Cannot write blocks of ${blockSize} bytes: a VHDX has powers of two from 1 MB to 256 MB. ` +
+      'Run again with --block-size 32MB, or without',
+  )
+}
+
+async function blockSizeOf(
+  image: Image,
+  virtualSize: number,
+  asked: number | undefined,
+): Promise<{ blockSize: number; blockSizeReason: string }> {
+  if (asked !== undefined) return { blockSize: asked, blockSizeReason: 'it was asked for' }
+  const { partitions } = await readLayout(image)
+  const { blockSize, reason } = chooseBlockSize(virtualSize, partitions)
+  return { blockSize, blockSizeReason: reason }
+}
+
 /** Random, or as the seed has it: version 4 of RFC 9562. */
 function uuids(seed: string | undefined): () => string {
   let count = 0
@@ -390,6 +486,12 @@ function uuids(seed: string | undefined): () => string {
     data[8] = ((data[8] as number) & 0x3f) | 0x80
     return uuidText(data)
   }
+}
+
+/** `32MB`, `1m` or a number of bytes. NaN for what is none. */
+function bytesOf(text: string): number {
+  const [, digits, unit = ''] = text.match(/^(\d+) ?([km]?)b?$/i) ?? []
+  return Number(digits) * ({ k: 1024, m: MB }[unit.toLowerCase()] ?? 1)
 }
 
 /** Draws progress on a terminal, in one line. */
@@ -424,7 +526,12 @@ await command(
       describe: 'Default: by the extension of --to',
     },
     type: { choices: ['dynamic', 'fixed'], describe: 'Default: dynamic' },
-    disk: { type: 'string', describe: 'Which disk of an OVA: its place, from 0, or its name' },
+    fromFormat: {
+      choices: ['vdi', 'vmdk', 'vhd', 'vhdx', 'raw'],
+      describe: 'Default: what the content of --from says',
+    },
+    disk: { type: 'string', describe: 'Which disk of an OVA: its place, from 0, its name, or all' },
+    blockSize: { type: 'string', describe: 'Of a VHDX: 1MB to 256MB. Default: by the guest' },
     engine: { choices: ['embedded', 'qemu-img', 'vboxmanage'], describe: 'Default: embedded' },
     verify: { type: 'boolean', describe: 'Compare every byte of the result with the source' },
     force: { type: 'boolean', describe: 'Replace an existing target, in the end' },
@@ -432,9 +539,13 @@ await command(
     info: { type: 'boolean', describe: 'Only describe the source' },
     dryRun,
   },
-  async ({ info, disk, ...options }: ConvertDiskOptions & { info?: boolean }) => {
+  async (given: Omit<ConvertDiskOptions, 'blockSize'> & { blockSize?: string; info?: boolean }) => {
+    const { info, disk, blockSize, ...options } = given
     const which = /^\d+$/.test(String(disk)) ? Number(disk) : disk
-    if (info) return await inspectDisk({ from: options.from, disk: which })
+    const { from, fromFormat } = options
+    if (info) {
+      return await inspectDisk({ from, fromFormat, disk: which === 'all' ? undefined : which })
+    }
     if (!options.to) {
       throw new Error(
         'Cannot convert: no target is named. Run again with --to FILE, or with --info',
@@ -444,11 +555,14 @@ await command(
     for (const signal of ['SIGINT', 'SIGTERM'] as const) {
       process.once(signal, () => stop.abort())
     }
-    return await convertDisk({
+    const wanted = {
       ...options,
-      disk: which,
+      blockSize: blockSize === undefined ? undefined : bytesOf(blockSize),
       signal: stop.signal,
       onProgress: draw(),
-    })
+    }
+    return which === 'all'
+      ? await convertDisks(wanted)
+      : await convertDisk({ ...wanted, disk: which })
   },
 )

@@ -94,8 +94,19 @@ export function member(archive: Bytes, { name, offset, size }: Member): Bytes {
   }
 }
 
-/** The names of the disks' files, in the OVF's order. */
-export async function disksOf(ovf: Bytes): Promise<string[]> {
+/** A disk as an OVF refers to it. */
+export interface DiskFile {
+  name: string
+  /** The files that hold it, in order: one, or its chunks. */
+  parts: () => string[]
+  /** It is compressed as a file, whatever its own format does. */
+  gzip?: boolean
+  /** Bytes of the virtual disk. */
+  capacity?: number | undefined
+}
+
+/** The disks of an OVF that have files, in its order. */
+export async function disksOf(ovf: Bytes): Promise<DiskFile[]> {
   const parser = new XMLParser({ ignoreAttributes: false, removeNSPrefix: true })
   let envelope
   try {
@@ -108,16 +119,40 @@ export async function disksOf(ovf: Bytes): Promise<string[]> {
     const file = files.find((file) => file['@_id'] === disk['@_fileRef'])
     if (!file) return [] // an empty disk has no file
     const name = String(file['@_href'])
-    const wrong = file['@_chunkSize']
-      ? 'in pieces'
-      : (file['@_compression'] ?? 'identity') !== 'identity'
-      ? `compressed as a file (${file['@_compression']})`
-      : undefined
-    if (wrong) {
-      throw new ImageError(ovf, 0, `its disk "${printable(name)}" is ${wrong}. Export it without`)
+    const refuse = (reason: string) => {
+      return new ImageError(ovf, 0, `its disk "${printable(name)}" ${reason}`)
     }
-    return [name]
+    const compression = String(file['@_compression'] ?? 'identity')
+    if (compression !== 'identity' && compression !== 'gzip') {
+      throw refuse(`is compressed by ${printable(compression)}, and gzip is known`)
+    }
+    const chunkSize = file['@_chunkSize']
+    const count = Math.ceil(Number(file['@_size']) / Number(chunkSize))
+    if (chunkSize !== undefined && !(count >= 1 && count <= MOST_MEMBERS)) {
+      throw refuse('is in chunks, of which it does not say how many')
+    }
+    return [{
+      name,
+      // DSP0243, 7.1: nine digits, from zero
+      parts: () => {
+        if (chunkSize === undefined) return [name]
+        return Array.from({ length: count }, (_, at) => `${name}.${String(at).padStart(9, '0')}`)
+      },
+      gzip: compression === 'gzip',
+      capacity: capacityOf(disk),
+    }]
   })
+}
+
+/** In units that DSP0004 writes as `byte * 2^30`. Undefined when it cannot be understood. */
+function capacityOf(disk: Node): number | undefined {
+  const units = String(disk['@_capacityAllocationUnits'] ?? 'byte').replaceAll(/\s/g, '')
+  const [, base, exponent] = units.match(/^byte(?:s)?(?:\*(\d+)\^(\d+))?$/i) ?? []
+  const unit = base === undefined
+    ? /^bytes?$/i.test(units) ? 1 : NaN
+    : Number(base) ** Number(exponent)
+  const capacity = Number(disk['@_capacity']) * unit
+  return capacity > 0 ? capacity : undefined
 }
 
 /** What a manifest says of a file: algorithm and digest. */

@@ -32,7 +32,7 @@ export async function copy(
 ): Promise<number> {
   let written = 0
   await eachPiece(pieces(image), work, async (piece, slot, inOrder) => {
-    await load(image, piece, slot)
+    await load(piece, slot)
     const data = slot.data.subarray(0, piece.length)
     const parts = [...nonZero(data)]
     const writes = await inOrder(() =>
@@ -53,7 +53,7 @@ export async function compare(a: Image, b: Image, work: Work): Promise<number | 
     let other = slots.get(slot)
     if (!other) slots.set(slot, other = { data: Buffer.alloc(WINDOW) })
     const nothing = { offset, length, runs: [] }
-    await Promise.all([load(a, first ?? nothing, slot), load(b, second ?? nothing, other)])
+    await Promise.all([load(first ?? nothing, slot), load(second ?? nothing, other)])
     const equal = slot.data.compare(other.data, 0, length, 0, length) === 0
     if (!equal) differs = Math.min(offset, differs ?? Infinity)
     return second?.runs.reduce((sum, { length }) => sum + length, 0) ?? 0

@@ -22,6 +22,14 @@ const INSTALL = {
 
 /** Refuses what a program cannot do, before anything is written. */
 export function refuseEngine({ engine, source, format }: Omit<EngineOptions, 'signal' | 'type'>) {
+  if (!source.single) {
+    throw new Error(
+      `Cannot convert "${
+        printable(source.path)
+      }" with ${engine}: its disk is a snapshot with parents, ` +
+        'or in an OVA compressed or in chunks. Use --engine embedded',
+    )
+  }
   if (engine !== 'vboxmanage') return
   if (format === 'vhdx') {
     throw new Error(

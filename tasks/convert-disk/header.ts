@@ -60,6 +60,12 @@ export const little = {
     get: (data) => size(data.readBigUInt64LE(at)),
     set: (data, value) => void data.writeBigUInt64LE(uint64(value), at),
   }),
+  /** All of its 64 bits. */
+  exact: (at: number): Field<bigint> => ({
+    at,
+    get: (data) => data.readBigUInt64LE(at),
+    set: (data, value) => void data.writeBigUInt64LE(value, at),
+  }),
   /** Its first three parts are numbers, and stored as such. */
   guid: (at: number): Field<string> => ({
     at,

@@ -20,6 +20,10 @@ export interface Run {
   bytes: Bytes
   /** Byte of `bytes`. */
   at: number
+  /** Reads runs of one window that are stored compressed, into the first bytes of `slot.data`. */
+  load?: (piece: Piece, slot: Slot) => Promise<void>
+  /** The compressed run that this is a part of: only that can be read. */
+  whole?: Run
 }
 
 /** The runs of one {@link WINDOW} of the virtual disk. What they leave out reads as zeros. */
@@ -36,6 +40,18 @@ export interface Slot {
   stored?: Buffer<ArrayBuffer>
 }
 
+/** What a differencing image says of the image that it changes. */
+export interface ParentLink {
+  /** The parent's own identifier. */
+  identifier?: string | undefined
+  /** Any of the {@link Image.states} of the parent for which the changes were written. */
+  states: string[]
+  /** Where the parent was: absolute, or from the folder of the image. Often no longer true. */
+  paths: string[]
+  /** Byte of the image where this stands. */
+  at: number
+}
+
 /** A disk image that can be read. */
 export interface Image {
   format: Format
@@ -46,16 +62,23 @@ export interface Image {
   /** Bytes of a sector as the guest sees it. */
   sectorSize: 512 | 4096
   /** The image's own identifier, in the usual notation. */
-  identifier?: string
+  identifier?: string | undefined
+  /** Others each time that data was written: VDI uuidModify, VMDK CID, VHDX DataWriteGuid. */
+  states?: string[]
+  /**
+   * A differencing image has one. Its runs are what it changes; all else is as the parent has it.
+   */
+  parent?: ParentLink
+  /** The images that it was put together from, by name, the last parent first. */
+  chain?: string[]
   /** What is wrong with it and no obstacle. */
   warnings?: string[]
   /**
    * By rising offset, each within the disk, beginning with the one that holds byte `from` or follows it.
+   * Runs of {@link ZEROS} are what the image says to be zeros, whatever its parent has there.
    * Checks the tables on its way: rejects with an {@link ImageError} where they cannot be right.
    */
   runs: (from?: number) => AsyncIterable<Run>
-  /** How a piece is read, when its runs are not stored as they are. */
-  load?: (piece: Piece, slot: Slot) => Promise<void>
   close?: () => Promise<void>
 }
 
@@ -82,8 +105,17 @@ export interface WriterOptions {
   virtualSize: number
   sectorSize: 512 | 4096
   type: 'dynamic' | 'fixed'
+  /** Bytes of a block, where the format leaves a choice: VHDX. */
+  blockSize?: number | undefined
   /** A random one each time, or the next of a seeded row. */
   uuid: () => string
+}
+
+/** Bytes that are zeros, in a differencing image, whatever the parent has there. */
+export const ZEROS: Bytes = {
+  name: 'zeros',
+  size: Number.MAX_SAFE_INTEGER,
+  read: (_, length, into = Buffer.alloc(length)) => Promise.resolve(into.fill(0, 0, length)),
 }
 
 /** Refuses an image: file, offset and reason in one sentence. */
@@ -115,6 +147,7 @@ export const WINDOW = 2 * MB
 export async function* pieces(image: Image): AsyncGenerator<Piece> {
   let piece: Piece | undefined
   for await (const run of image.runs()) {
+    if (run.bytes === ZEROS) continue
     for (let done = 0; done < run.length;) {
       const offset = run.offset + done
       const start = offset - offset % WINDOW
@@ -123,7 +156,7 @@ export async function* pieces(image: Image): AsyncGenerator<Piece> {
         piece = { offset: start, length: Math.min(WINDOW, image.virtualSize - start), runs: [] }
       }
       const length = Math.min(run.length - done, start + WINDOW - offset)
-      piece.runs.push({ bytes: run.bytes, offset, length, at: run.at + done })
+      piece.runs.push({ ...run, offset, length, at: run.at + done })
       done += length
     }
   }
@@ -131,9 +164,17 @@ export async function* pieces(image: Image): AsyncGenerator<Piece> {
 }
 
 /** Reads a piece into the first bytes of `slot.data`. */
-export async function load(image: Image, piece: Piece, slot: Slot): Promise<void> {
+export async function load(piece: Piece, slot: Slot): Promise<void> {
   clearGaps(piece, slot.data)
-  if (image.load) return await image.load(piece, slot)
+  const { runs } = piece
+  if (!runs.some((run) => run.load)) return await loadStored(piece, slot)
+  const [first] = runs
+  const alike = runs.every((run) => run.load === first?.load && !run.whole)
+  await (alike && first?.load ? first.load(piece, slot) : loadMixed(piece, slot))
+}
+
+/** Runs that follow each other in the disk and in the file are read at once. */
+async function loadStored(piece: Piece, slot: Slot): Promise<void> {
   const reads: Promise<unknown>[] = []
   for (let index = 0; index < piece.runs.length;) {
     const { bytes, offset, at, ...first } = piece.runs[index++] as Run
@@ -148,6 +189,22 @@ export async function load(image: Image, piece: Piece, slot: Slot): Promise<void
     reads.push(bytes.read(at, length, slot.data.subarray(start, start + length)))
   }
   await Promise.all(reads)
+}
+
+/** A differencing image may change parts of what its parent has compressed. */
+async function loadMixed({ runs, ...piece }: Piece, slot: Slot): Promise<void> {
+  await loadStored({ ...piece, runs: runs.filter((run) => !run.load) }, slot)
+  const start = piece.offset - piece.offset % WINDOW
+  for (const load of new Set(runs.map((run) => run.load))) {
+    if (!load) continue
+    const parts = runs.filter((run) => run.load === load)
+    const wholes = [...new Set(parts.map((run) => run.whole ?? run))]
+    const own: Slot = { data: Buffer.alloc(WINDOW) }
+    await load({ offset: start, length: WINDOW, runs: wholes }, own)
+    for (const { offset, length } of parts) {
+      own.data.copy(slot.data, offset - piece.offset, offset - start, offset - start + length)
+    }
+  }
 }
 
 function clearGaps({ offset, length, runs }: Piece, data: Buffer): void {
@@ -166,12 +223,12 @@ export async function readDisk(image: Image, offset: number, length: number): Pr
   for await (const run of image.runs(offset)) {
     if (run.offset >= offset + length) break
     // compressed runs are read whole, others as far as they are wanted
-    let from = image.load ? run.offset : Math.max(run.offset, offset)
-    const end = Math.min(run.offset + run.length, image.load ? Infinity : offset + length)
+    let from = run.load ? run.offset : Math.max(run.offset, offset)
+    const end = Math.min(run.offset + run.length, run.load ? Infinity : offset + length)
     while (from < end) {
       const size = Math.min(WINDOW, end - from)
       const part = { ...run, offset: from, length: size, at: run.at + from - run.offset }
-      await load(image, { offset: from, length: size, runs: [part] }, slot)
+      await load({ offset: from, length: size, runs: [part] }, slot)
       const skip = Math.max(0, offset - from)
       slot.data.copy(result, from + skip - offset, skip, Math.min(size, offset + length - from))
       from += size
@@ -196,6 +253,30 @@ export function spread(
     done = end
   }
   return writes
+}
+
+/** The runs of set bits among the first `count`: sectors that an image holds. */
+export function* setBits(
+  bitmap: Buffer,
+  count: number,
+  order: 'high first' | 'low first',
+): Generator<{ start: number; end: number }> {
+  let start = -1
+  for (let bit = 0; bit < count; bit++) {
+    const byte = bitmap[bit >> 3] as number
+    if (byte === 0xff && start >= 0 && bit % 8 === 0) {
+      bit += 7
+      continue
+    }
+    const mask = order === 'high first' ? 0x80 >> (bit & 7) : 1 << (bit & 7)
+    const set = (byte & mask) !== 0
+    if (set && start < 0) start = bit
+    else if (!set && start >= 0) {
+      yield { start, end: bit }
+      start = -1
+    }
+  }
+  if (start >= 0) yield { start, end: count }
 }
 
 /** Where stored blocks of one length lie, to see that no two overlap. Takes memory as blocks are added. */
@@ -231,14 +312,14 @@ export class Places {
   }
 }
 
-const ZEROS = Buffer.alloc(64 * KB)
+const NOTHING = Buffer.alloc(64 * KB)
 
 /** The parts of data that are not all zeros, to 64 KB. */
 export function* nonZero(data: Buffer): Generator<{ start: number; end: number }> {
   let start = -1
-  for (let at = 0; at < data.length; at += ZEROS.length) {
-    const end = Math.min(at + ZEROS.length, data.length)
-    const zero = data.compare(ZEROS, 0, end - at, at, end) === 0
+  for (let at = 0; at < data.length; at += NOTHING.length) {
+    const end = Math.min(at + NOTHING.length, data.length)
+    const zero = data.compare(NOTHING, 0, end - at, at, end) === 0
     if (zero && start >= 0) {
       yield { start, end: at }
       start = -1

@@ -20,11 +20,8 @@ export async function refuseTarget(path: string, force: boolean): Promise<void> 
 
 /** Refuses a volume that has not room for `needed` bytes, which is the most that a file may take. */
 export async function refuseSpace(path: string, needed: number): Promise<void> {
-  let folder = dirname(resolve(path))
-  while (!await stat(folder).catch(() => undefined)) {
-    if (dirname(folder) === folder) return // no such drive: making the folder says so
-    folder = dirname(folder)
-  }
+  const folder = await nearestFolder(path)
+  if (folder === undefined) return // no such drive: making the folder says so
   const { bavail, bsize } = await statfs(folder)
   const free = bavail * bsize
   if (free >= needed) return
@@ -32,6 +29,14 @@ export async function refuseSpace(path: string, needed: number): Promise<void> {
     `Cannot write "${printable(path)}": it may take up to ${megabytes(needed)}, ` +
       `and ${megabytes(free)} are free there. Name a file on another volume by --to`,
   )
+}
+
+/** The folder of a file to be, or the nearest above it that is there; undefined without a drive. */
+export async function nearestFolder(path: string): Promise<string | undefined> {
+  for (let folder = dirname(resolve(path));; folder = dirname(folder)) {
+    if (await stat(folder).catch(() => undefined)) return folder
+    if (dirname(folder) === folder) return undefined
+  }
 }
 
 /** Lets `make` write the file under a temporary name. When that fails nothing of it is left. */

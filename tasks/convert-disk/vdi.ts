@@ -1,4 +1,4 @@
-/** VirtualBox Disk Image. Source: VirtualBox's VDICore.h, header version 1.1. Little endian. */
+/** VirtualBox Disk Image. Source: VirtualBox's VDICore.h. Little endian. */
 import { little, read, text, write } from './header.ts'
 import {
   type Bytes,
@@ -7,17 +7,17 @@ import {
   KB,
   MB,
   Places,
-  printable,
   type Run,
   SECTOR,
   spread,
   type Writer,
   type WriterOptions,
+  ZEROS,
 } from './image.ts'
 
 const { u32, u64, guid } = little
 
-/** VDIPREHEADER, and VDIHEADER1PLUS from 0x48 on. */
+/** VDIPREHEADER, and VDIHEADER1PLUS from 0x48 on: version 1.1, and but for its end 1.0. */
 const HEADER = {
   szFileInfo: text(0, 64),
   u32Signature: u32(0x40),
@@ -35,16 +35,33 @@ const HEADER = {
   cBlocksAllocated: u32(0x184),
   uuidCreate: guid(0x188),
   uuidModify: guid(0x198),
+  uuidLinkage: guid(0x1a8),
+  uuidParentModify: guid(0x1b8),
   'LCHSGeometry.cbSector': u32(0x1d4),
 }
 const HEADER_LENGTH = 0x200
 
+/** VDIPREHEADER and VDIHEADER0: version 0.1, behind which the block map follows at once. */
+const HEADER_0 = {
+  u32Type: u32(0x48),
+  fFlags: u32(0x4c),
+  cbDisk: u64(0x160),
+  cbBlock: u32(0x168),
+  cBlocks: u32(0x16c),
+  uuidCreate: guid(0x174),
+  uuidModify: guid(0x184),
+  uuidLinkage: guid(0x194),
+}
+const HEADER_0_LENGTH = 0x1a4
+
 const SIGNATURE = 0xbeda107f
 const VERSION = 0x00010001
+const VERSIONS = [0x00000001, 0x00010000, VERSION]
+const NO_UUID = '00000000-0000-0000-0000-000000000000'
 /** VDI_IMAGE_TYPE_NORMAL and its like. */
 const TYPES: Record<number, string> = { 1: 'dynamic', 2: 'fixed', 3: 'undo', 4: 'differencing' }
-/** Entries of the block map from this on have no block: VDI_IMAGE_BLOCK_ZERO, VDI_IMAGE_BLOCK_FREE. */
-const NO_BLOCK = 0xfffffffe
+/** VDI_IMAGE_BLOCK_ZERO, a discarded block, and VDI_IMAGE_BLOCK_FREE, which the parent may have. */
+const ZERO = 0xfffffffe
 const FREE = 0xffffffff
 
 /** Entries of the block map that are read at once. */
@@ -56,27 +73,15 @@ export async function isVdi(bytes: Bytes): Promise<boolean> {
 }
 
 export async function openVdi(bytes: Bytes): Promise<Image> {
-  const header = read(HEADER, await bytes.read(0, HEADER_LENGTH))
-  const { u32Version, u32Type, offBlocks, offData, cbDisk, cbBlock, cbBlockExtra, cBlocks } = header
-  const refuse = (field: keyof typeof HEADER, reason: string) => {
-    return new ImageError(bytes, HEADER[field].at, reason)
-  }
-  if (u32Version !== VERSION) {
-    const version = `${u32Version >>> 16}.${u32Version & 0xffff}`
-    throw refuse(
-      'u32Version',
-      `its header has version ${version}, and only 1.1 is known. ` +
-        `Run: VBoxManage clonemedium "${printable(bytes.name)}" new.vdi, and convert that`,
-    )
+  const { table, ...header } = await readHeader(bytes)
+  const { u32Type, offBlocks, offData, cbDisk, cbBlock, cbBlockExtra, cBlocks } = header
+  const refuse = (field: keyof typeof table, reason: string) => {
+    return new ImageError(bytes, table[field].at, reason)
   }
   const variant = TYPES[u32Type]
   if (variant === undefined) throw refuse('u32Type', `its type is ${u32Type}, which none has`)
-  if (variant === 'undo' || variant === 'differencing') {
-    throw refuse(
-      'u32Type',
-      `it is a ${variant} image, which holds only what changed since its parent. ` +
-        `Run: VBoxManage clonemedium "${printable(bytes.name)}" whole.vdi, and convert that`,
-    )
+  if (variant === 'undo') {
+    throw refuse('u32Type', 'it is an undo image, which no VirtualBox since 2007 has made')
   }
   if (!Number.isSafeInteger(cbDisk) || cbDisk === 0) {
     throw refuse('cbDisk', `its disk has ${cbDisk} bytes`)
@@ -90,18 +95,32 @@ export async function openVdi(bytes: Bytes): Promise<Image> {
   if (cBlocks < blocks) {
     throw refuse('cBlocks', `${cBlocks} blocks of ${cbBlock} bytes are less than ${cbDisk} bytes`)
   }
-  if (offBlocks < HEADER_LENGTH || offBlocks + blocks * 4 > bytes.size) {
+  if (offBlocks < HEADER_0_LENGTH || offBlocks + blocks * 4 > bytes.size) {
     throw refuse('offBlocks', `its block map of ${blocks} entries is not within the file`)
   }
   if (offData < offBlocks + blocks * 4) {
     throw refuse('offData', 'its blocks begin within its block map')
   }
+  const differencing = variant === 'differencing'
+  if (differencing && header.uuidLinkage === NO_UUID) {
+    throw refuse('uuidLinkage', 'it is a differencing image that names no parent')
+  }
+  const known = (uuid: string) => uuid === NO_UUID ? [] : [uuid]
   return {
     format: 'vdi',
     variant,
     virtualSize: cbDisk,
     sectorSize: 512,
     identifier: header.uuidCreate,
+    states: known(header.uuidModify),
+    ...(differencing && {
+      parent: {
+        identifier: header.uuidLinkage,
+        states: known(header.uuidParentModify),
+        paths: [],
+        at: table.uuidLinkage.at,
+      },
+    }),
     async *runs(from = 0): AsyncGenerator<Run> {
       const stride = cbBlockExtra + cbBlock
       const places = new Places(stride, stride)
@@ -112,9 +131,13 @@ export async function openVdi(bytes: Bytes): Promise<Image> {
           map = await bytes.read(offBlocks + first * 4, Math.min(CHUNK, blocks - first) * 4)
         }
         const entry = map.readUInt32LE((block - first) * 4)
-        if (entry >= NO_BLOCK) continue
+        if (entry === FREE || entry === ZERO && !differencing) continue
         const offset = block * cbBlock
         const length = Math.min(cbBlock, cbDisk - offset)
+        if (entry === ZERO) {
+          yield { offset, length, bytes: ZEROS, at: offset }
+          continue
+        }
         const at = offData + entry * stride + cbBlockExtra
         const wrong = at + length > bytes.size
           ? 'not within the file, which may be cut short'
@@ -127,6 +150,31 @@ export async function openVdi(bytes: Bytes): Promise<Image> {
         yield { offset, length, bytes, at }
       }
     },
+  }
+}
+
+/** The fields of any version under the names that they have today. */
+async function readHeader(bytes: Bytes) {
+  const data = await bytes.read(0, HEADER_LENGTH)
+  const header = read(HEADER, data)
+  if (!VERSIONS.includes(header.u32Version)) {
+    const version = `${header.u32Version >>> 16}.${header.u32Version & 0xffff}`
+    throw new ImageError(
+      bytes,
+      HEADER.u32Version.at,
+      `its header has version ${version}, and 0.1, 1.0 and 1.1 are known`,
+    )
+  }
+  if (header.u32Version >>> 16 === 1) return { ...header, table: HEADER }
+  const old = read(HEADER_0, data)
+  return {
+    ...header,
+    ...old,
+    offBlocks: HEADER_0_LENGTH,
+    offData: HEADER_0_LENGTH + old.cBlocks * 4,
+    cbBlockExtra: 0,
+    uuidParentModify: NO_UUID,
+    table: { ...HEADER, ...HEADER_0 },
   }
 }
 

@@ -2,7 +2,7 @@
  * Virtual Hard Disk, as Virtual PC made it. Big endian.
  * Source: Microsoft, Virtual Hard Disk Image Format Specification, version 1.0.
  */
-import { big, read, text, u8, write } from './header.ts'
+import { big, read, text, u8, type Values, write } from './header.ts'
 import {
   type Bytes,
   GB,
@@ -10,10 +10,11 @@ import {
   ImageError,
   KB,
   MB,
+  type ParentLink,
   Places,
-  printable,
   type Run,
   SECTOR,
+  setBits,
   spread,
   type Write,
   type Writer,
@@ -55,7 +56,21 @@ const HEADER = {
   maxTableEntries: u32(28),
   blockSize: u32(32),
   checksum: u32(36),
+  parentUniqueId: uuid(40),
 }
+/** UTF-16, big endian. */
+const PARENT_UNICODE_NAME = { at: 64, length: 512 }
+
+/** Parent Locator Entry, of which the header has eight. */
+const LOCATOR = {
+  platformCode: text(0, 4),
+  platformDataLength: u32(8),
+  platformDataOffset: u64(16),
+}
+const LOCATORS = Array.from({ length: 8 }, (_, index) => 576 + index * 24)
+/** Paths of Windows in UTF-16, little endian: from the child's folder, and absolute. */
+const PATHS = ['W2ru', 'W2ku']
+
 const HEADER_LENGTH = 2 * SECTOR
 
 const VERSION = 0x00010000
@@ -81,7 +96,8 @@ export async function openVhd(bytes: Bytes): Promise<Image> {
   const found = await findFooter(bytes)
   if (!found) throw new ImageError(bytes, bytes.size - FOOTER_LENGTH, 'its footer is damaged')
   const { at, data } = found
-  const { fileFormatVersion, dataOffset, currentSize, diskType, uniqueId } = read(FOOTER, data)
+  const footer = read(FOOTER, data)
+  const { fileFormatVersion, dataOffset, currentSize, diskType, uniqueId } = footer
   const refuse = (field: keyof typeof FOOTER, reason: string) => {
     return new ImageError(bytes, at + FOOTER[field].at, reason)
   }
@@ -90,14 +106,6 @@ export async function openVhd(bytes: Bytes): Promise<Image> {
   }
   const variant = TYPES[diskType]
   if (variant === undefined) throw refuse('diskType', `its type is ${diskType}, which none has`)
-  if (variant === 'differencing') {
-    throw refuse(
-      'diskType',
-      'it is a differencing image, which holds only what changed since its parent. ' +
-        `Run: VBoxManage clonemedium "${printable(bytes.name)}" whole.vdi, and convert that, ` +
-        'or on Windows Merge-VHD',
-    )
-  }
   // not the geometry, to which other tools cut a disk: it is rounded
   if (!Number.isSafeInteger(currentSize) || currentSize === 0 || currentSize % SECTOR) {
     throw refuse('currentSize', `its disk has ${currentSize} bytes`)
@@ -108,6 +116,12 @@ export async function openVhd(bytes: Bytes): Promise<Image> {
     virtualSize: currentSize,
     sectorSize: 512 as const,
     identifier: uniqueId,
+    warnings: [
+      ...(at === 0 && variant !== 'fixed'
+        ? [`The footer of "${bytes.name}" is damaged: its copy was used`]
+        : []),
+      ...explainSize(footer),
+    ],
   }
   if (variant === 'fixed') {
     if (currentSize > at) {
@@ -122,11 +136,11 @@ export async function openVhd(bytes: Bytes): Promise<Image> {
       },
     }
   }
-  const { blockSize, table } = await readHeader(bytes, dataOffset, currentSize)
+  const { blockSize, table, parent } = await readHeader(bytes, dataOffset, currentSize)
   const bitmapSize = Math.ceil(blockSize / SECTOR / 8 / SECTOR) * SECTOR
   return {
     ...image,
-    warnings: at === 0 ? [`The footer of "${bytes.name}" is damaged: its copy was used`] : [],
+    ...(variant === 'differencing' && { parent }),
     async *runs(from = 0): AsyncGenerator<Run> {
       const blocks = Math.ceil(currentSize / blockSize)
       const places = new Places(bitmapSize + blockSize, SECTOR)
@@ -150,7 +164,8 @@ export async function openVhd(bytes: Bytes): Promise<Image> {
           : undefined
         if (wrong) throw new ImageError(bytes, table + block * 4, `block ${block} is ${wrong}`)
         const bitmap = await bytes.read(position, bitmapSize)
-        for (const { start, end } of sectorsOf(bitmap, length / SECTOR)) {
+        // the others of a dynamic disk are zeros
+        for (const { start, end } of setBits(bitmap, length / SECTOR, 'high first')) {
           yield {
             offset: offset + start * SECTOR,
             length: (end - start) * SECTOR,
@@ -170,12 +185,15 @@ async function readHeader(
   bytes: Bytes,
   at: number,
   virtualSize: number,
-): Promise<{ blockSize: number; table: number }> {
+): Promise<{ blockSize: number; table: number; parent: ParentLink }> {
   if (at + HEADER_LENGTH > bytes.size) {
     throw new ImageError(bytes, FOOTER.dataOffset.at, 'its header is not within the file')
   }
   const data = await bytes.read(at, HEADER_LENGTH)
-  const { cookie, tableOffset, maxTableEntries, blockSize, checksum } = read(HEADER, data)
+  const { cookie, tableOffset, maxTableEntries, blockSize, checksum, parentUniqueId } = read(
+    HEADER,
+    data,
+  )
   const refuse = (field: keyof typeof HEADER, reason: string) => {
     return new ImageError(bytes, at + HEADER[field].at, reason)
   }
@@ -194,26 +212,56 @@ async function readHeader(
   if (tableOffset + blocks * 4 > bytes.size) {
     throw refuse('tableOffset', `its table of ${blocks} entries is not within the file`)
   }
-  return { blockSize, table: tableOffset }
+  const parent = {
+    identifier: parentUniqueId,
+    // the header has a time of the parent too, but programs disagree about which
+    states: [],
+    paths: await readPaths(bytes, data),
+    at: at + HEADER.parentUniqueId.at,
+  }
+  return { blockSize, table: tableOffset, parent }
 }
 
-/** The runs of set bits: sectors that were written. The others of a dynamic disk are zeros. */
-function* sectorsOf(bitmap: Buffer, count: number): Generator<{ start: number; end: number }> {
-  let start = -1
-  for (let sector = 0; sector < count; sector++) {
-    const byte = bitmap[sector >> 3] as number
-    if (byte === 0xff && start >= 0 && sector % 8 === 0) {
-      sector += 7
-      continue
-    }
-    const set = (byte & (0x80 >> (sector & 7))) !== 0
-    if (set && start < 0) start = sector
-    else if (!set && start >= 0) {
-      yield { start, end: sector }
-      start = -1
-    }
+/** Where the parent was, as the locators and the name have it. */
+async function readPaths(bytes: Bytes, header: Buffer): Promise<string[]> {
+  const paths = new Map<string, string>()
+  for (const at of LOCATORS) {
+    const { platformCode, platformDataLength, platformDataOffset } = read(LOCATOR, header, at)
+    const within = platformDataLength <= 64 * KB &&
+      platformDataOffset + platformDataLength <= bytes.size
+    if (!PATHS.includes(platformCode) || !within) continue
+    const data = await bytes.read(platformDataOffset, platformDataLength)
+    paths.set(platformCode, data.toString('utf16le').replace(/\0.*$/s, ''))
   }
-  if (start >= 0) yield { start, end: count }
+  const { at, length } = PARENT_UNICODE_NAME
+  const name = Buffer.from(header.subarray(at, at + length)).swap16().toString('utf16le')
+  const all = [...PATHS.map((code) => paths.get(code)), name.replace(/\0.*$/s, '')]
+  return all.filter((path): path is string => path !== undefined && path !== '')
+}
+
+/**
+ * Two programs know a disk by its geometry, in whole cylinders. The size that the footer says is what
+ * Hyper-V takes; this says where the two differ.
+ * Source: qemu, block/vpc.c, vpc_open, which lists who means which.
+ */
+function explainSize(footer: Values<typeof FOOTER>): string[] {
+  const { creatorApplication, currentSize, originalSize, cylinders, heads, sectors } = footer
+  const geometry = cylinders * heads * sectors * SECTOR
+  if (creatorApplication === 'qemu' && geometry === currentSize) {
+    return [
+      `qemu-img rounded the disk up to whole cylinders, ${currentSize} bytes: ` +
+      'what is behind its real end is zeros. Convert its own source, or use -o force_size=on there',
+    ]
+  }
+  if (
+    creatorApplication.trim() === 'vpc' && geometry < currentSize && originalSize === currentSize
+  ) {
+    return [
+      `Virtual PC showed its guest ${geometry} of the ${currentSize} bytes, the whole cylinders; ` +
+      'all of them are there',
+    ]
+  }
+  return []
 }
 
 /** The specification's default. */

@@ -1,22 +1,25 @@
 /** Virtual Hard Disk v2. Source: Microsoft, [MS-VHDX], whose sections are named. Little endian. */
-import { little, read, text, write } from './header.ts'
+import { little, read, text, type Values, write } from './header.ts'
 import {
   type Bytes,
   type Image,
   ImageError,
   KB,
   MB,
+  type ParentLink,
   Places,
   type Run,
+  setBits,
   spread,
   TB,
   type Writer,
   type WriterOptions,
+  ZEROS,
 } from './image.ts'
 
 export const MAX_VHDX = 64 * TB
 
-const { u16, u32, u64, guid } = little
+const { u16, u32, u64, exact, guid } = little
 
 /** 2.2.2 Headers. */
 const HEADER = {
@@ -49,8 +52,31 @@ const LOG_ENTRY = {
   signature: text(0, 4),
   checksum: u32(4),
   entryLength: u32(8),
+  tail: u32(12),
+  sequenceNumber: exact(16),
+  descriptorCount: u32(24),
   logGuid: guid(32),
+  flushedFileOffset: u64(48),
+  lastFileOffset: u64(56),
 }
+const LOG_ENTRY_LENGTH = 64
+
+/** 2.3.1.2 Zero Descriptor and 2.3.1.3 Data Descriptor. */
+const DESCRIPTOR = {
+  signature: text(0, 4),
+  trailingBytes: u32(4),
+  leadingBytes: exact(8),
+  zeroLength: u64(8),
+  fileOffset: u64(16),
+  sequenceNumber: exact(24),
+}
+const DESCRIPTOR_LENGTH = 32
+
+/** 2.3.1.4 Data Sector. */
+const DATA_SECTOR = { signature: text(0, 4), sequenceHigh: u32(4), sequenceLow: u32(4092) }
+const LOG_SECTOR = 4 * KB
+/** More than any writer takes; Hyper-V has 1 MB. */
+const MOST_LOG = 64 * MB
 const NO_LOG = '00000000-0000-0000-0000-000000000000'
 
 /** 2.6.1.1 Metadata Table Header. */
@@ -73,7 +99,23 @@ const ITEMS = {
 const LEAVE_BLOCKS_ALLOCATED = 1
 const HAS_PARENT = 2
 
+/** 2.6.2.6.1 Parent Locator Header and 2.6.2.6.2 Parent Locator Entry. */
+const LOCATOR = { locatorType: guid(0), keyValueCount: u16(18) }
+const LOCATOR_LENGTH = 20
+const KEY_VALUE = {
+  keyOffset: u32(0),
+  valueOffset: u32(4),
+  keyLength: u16(8),
+  valueLength: u16(10),
+}
+const KEY_VALUE_LENGTH = 12
+/** 2.6.2.6.3: who the parent is, and where it was. */
+const LINKAGES = ['parent_linkage', 'parent_linkage2']
+const PATHS = ['relative_path', 'absolute_win32_path', 'volume_path']
+const MOST_ITEM = MB
+
 /** 2.5.1.1 Payload BAT Entry States. */
+const NOT_PRESENT = 0
 const FULLY_PRESENT = 6
 const RESERVED = [4, 5]
 const PARTIALLY_PRESENT = 7
@@ -86,16 +128,19 @@ export async function isVhdx(bytes: Bytes): Promise<boolean> {
   return (await bytes.read(0, 8)).toString('latin1') === 'vhdxfile'
 }
 
-export async function openVhdx(bytes: Bytes): Promise<Image> {
-  if (bytes.size < MB) throw new ImageError(bytes, bytes.size, 'the file ends within its headers')
-  await refuseLog(bytes)
+export async function openVhdx(file: Bytes): Promise<Image> {
+  if (file.size < MB) throw new ImageError(file, file.size, 'the file ends within its headers')
+  const header = await readHeader(file)
+  const bytes = await replayLog(file, header)
   const regions = await readRegions(bytes)
   const items = await readMetadata(bytes, regions.metadata)
-  const { blockSize, virtualDiskSize, virtualDiskId, leaveBlocksAllocated } = items
+  const { blockSize, virtualDiskSize, virtualDiskId, leaveBlocksAllocated, parent } = items
   const sectorSize = items.logicalSectorSize
   const ratio = chunkRatio(sectorSize, blockSize)
   const blocks = Math.ceil(virtualDiskSize / blockSize)
-  const entries = blocks + Math.floor((blocks - 1) / ratio)
+  // of a differencing image the last bitmap has an entry too
+  const bitmaps = parent ? Math.ceil(blocks / ratio) : Math.floor((blocks - 1) / ratio)
+  const entries = parent ? bitmaps * (ratio + 1) : blocks + bitmaps
   if (entries * 8 > regions.bat.length) {
     throw new ImageError(
       bytes,
@@ -103,41 +148,78 @@ export async function openVhdx(bytes: Bytes): Promise<Image> {
       `its block allocation table has no room for the ${blocks} blocks of its disk`,
     )
   }
+  const bitmapSize = blockSize / sectorSize / 8
   return {
     format: 'vhdx',
-    variant: leaveBlocksAllocated ? 'fixed' : 'dynamic',
+    variant: parent ? 'differencing' : leaveBlocksAllocated ? 'fixed' : 'dynamic',
     virtualSize: virtualDiskSize,
     sectorSize,
     identifier: virtualDiskId,
+    states: [header.dataWriteGuid],
+    // a child has its parent's VirtualDiskId: forking copies what is of the virtual disk (2.6.1.2)
+    ...(parent && { parent: { ...parent, identifier: virtualDiskId } }),
+    warnings: bytes === file ? [] : [
+      `"${file.name}" was not closed in order: what its log holds was read with it`,
+    ],
     async *runs(from = 0): AsyncGenerator<Run> {
       const places = new Places(blockSize, MB)
-      let table: Buffer | undefined
-      for (let block = Math.floor(from / blockSize), first = 0; block < blocks; block++) {
-        const entry = block + Math.floor(block / ratio)
-        if (!table || entry >= first + CHUNK) {
-          first = entry
+      const tables = new Map<number, Buffer>()
+      const entryAt = async (index: number) => {
+        const first = index - index % CHUNK
+        let table = tables.get(first)
+        if (!table) {
           const length = Math.min(CHUNK, entries - first) * 8
           table = await bytes.read(regions.bat.offset + first * 8, length)
+          tables.clear()
+          tables.set(first, table)
         }
-        const low = table.readUInt32LE((entry - first) * 8)
-        const state = low & 7
-        const at = (table.readUInt32LE((entry - first) * 8 + 4) * 4096 + (low >>> 20)) * MB
+        const low = table.readUInt32LE((index - first) * 8)
+        const high = table.readUInt32LE((index - first) * 8 + 4)
+        return { state: low & 7, at: (high * 4096 + (low >>> 20)) * MB }
+      }
+      const refuse = (index: number, reason: string) => {
+        return new ImageError(bytes, regions.bat.offset + index * 8, reason)
+      }
+      for (let block = Math.floor(from / blockSize); block < blocks; block++) {
+        const index = block + Math.floor(block / ratio)
+        const { state, at } = await entryAt(index)
         const offset = block * blockSize
         const length = Math.min(blockSize, virtualDiskSize - offset)
-        const wrong = RESERVED.includes(state) || state === PARTIALLY_PRESENT
+        if (state === NOT_PRESENT) continue
+        const stored = state === FULLY_PRESENT || state === PARTIALLY_PRESENT
+        const wrong = RESERVED.includes(state) || state === PARTIALLY_PRESENT && !parent
           ? `in state ${state}, in which no block of such a disk is`
-          : state !== FULLY_PRESENT
+          : !stored
           ? undefined
           : at + length > bytes.size
           ? 'not within the file, which may be cut short'
           : at < MB || !places.add(at)
           ? 'where another block or the header is'
           : undefined
-        if (wrong) {
-          const position = regions.bat.offset + entry * 8
-          throw new ImageError(bytes, position, `block ${block} is ${wrong}`)
-        }
+        if (wrong) throw refuse(index, `block ${block} is ${wrong}`)
         if (state === FULLY_PRESENT) yield { offset, length, bytes, at }
+        else if (!stored) {
+          if (parent) yield { offset, length, bytes: ZEROS, at: offset }
+        } else {
+          const chunk = Math.floor(block / ratio)
+          const bitmapIndex = chunk * (ratio + 1) + ratio
+          const bitmap = await entryAt(bitmapIndex)
+          const position = bitmap.at + (block % ratio) * bitmapSize
+          if (
+            bitmap.state !== FULLY_PRESENT || bitmap.at < MB || position + bitmapSize > bytes.size
+          ) {
+            throw refuse(bitmapIndex, `the sector bitmap of block ${block} is not within the file`)
+          }
+          const bits = await bytes.read(position, bitmapSize)
+          for (const { start, end } of setBits(bits, length / sectorSize, 'low first')) {
+            yield {
+              offset: offset + start * sectorSize,
+              length: (end - start) * sectorSize,
+              bytes,
+              at: at + start * sectorSize,
+            }
+          }
+        }
       }
     },
   }
@@ -146,8 +228,10 @@ export async function openVhdx(bytes: Bytes): Promise<Image> {
 /** Entries of the block allocation table that are read at once. */
 const CHUNK = 64 * KB
 
-/** A log holds changes that are not in their places yet. */
-async function refuseLog(bytes: Bytes): Promise<void> {
+type Header = Values<typeof HEADER>
+
+/** The newer of the two headers that are whole. */
+async function readHeader(bytes: Bytes): Promise<Header> {
   const headers = []
   for (const at of HEADERS) {
     const data = await bytes.read(at, HEADER_LENGTH)
@@ -158,28 +242,166 @@ async function refuseLog(bytes: Bytes): Promise<void> {
   }
   const [current] = headers.sort((a, b) => b.header.sequenceNumber - a.header.sequenceNumber)
   if (!current) throw new ImageError(bytes, HEADERS[0] as number, 'both its headers are damaged')
-  const { at, header: { version, logGuid, logOffset, logLength } } = current
-  if (version !== 1) {
-    throw new ImageError(
-      bytes,
-      at + HEADER.version.at,
-      `its version is ${version}, and only 1 is known`,
-    )
+  const { at, header } = current
+  const refuse = (field: keyof Header, reason: string) => {
+    return new ImageError(bytes, at + HEADER[field].at, reason)
   }
-  if (logGuid === NO_LOG) return
+  if (header.version !== 1) {
+    throw refuse('version', `its version is ${header.version}, and only 1 is known`)
+  }
+  if (header.logGuid === NO_LOG) return header
+  const { logOffset, logLength, logVersion } = header
+  if (logVersion !== 0) {
+    throw refuse('logVersion', `its log has version ${logVersion}, and 0 is known`)
+  }
+  if (logLength === 0 || logLength > MOST_LOG) {
+    throw refuse('logLength', `its log has ${logLength} bytes, which no log has`)
+  }
   if (logOffset < MB || logLength % MB || logOffset + logLength > bytes.size) {
-    throw new ImageError(bytes, at + HEADER.logOffset.at, 'its log is not within the file')
+    throw refuse('logOffset', 'its log is not within the file')
   }
-  for (let position = 0; position < logLength; position += 4 * KB) {
-    const data = await bytes.read(logOffset + position, 4 * KB)
-    const entry = read(LOG_ENTRY, data)
-    if (entry.signature !== 'loge' || entry.logGuid !== logGuid) continue
-    throw new ImageError(
-      bytes,
-      logOffset + position,
-      'its log holds changes that are not in their places yet: it was not closed in order. ' +
-        'On Windows, Mount-VHD and Dismount-VHD mend it',
-    )
+  return header
+}
+
+interface LogEntry {
+  /** Byte of the log. */
+  at: number
+  length: number
+  tail: number
+  sequenceNumber: bigint
+  flushedFileOffset: number
+  lastFileOffset: number
+  /** Descriptors, and where the data of each is in the log. */
+  descriptors: (Values<typeof DESCRIPTOR> & { dataAt: number })[]
+}
+
+/** 2.3.3 Log Replay: the file as it is with the changes of its log in their places. The file stays as it is. */
+async function replayLog(file: Bytes, header: Header): Promise<Bytes> {
+  if (header.logGuid === NO_LOG) return file
+  const { logOffset, logLength } = header
+  const refuse = (reason: string) => new ImageError(file, logOffset, reason)
+  /** The log is a ring. */
+  const readRing = async (at: number, length: number) => {
+    const first = Math.min(length, logLength - at)
+    const data = await file.read(logOffset + at, first)
+    if (first === length) return data
+    return Buffer.concat([data, await file.read(logOffset, length - first)])
+  }
+  // what looks like an entry is summed up whole; of damage that costs no more than a few logs
+  let budget = 4 * logLength
+  const readEntry = async (at: number): Promise<LogEntry | undefined> => {
+    const entry = read(LOG_ENTRY, await file.read(logOffset + at, LOG_ENTRY_LENGTH))
+    const { signature, entryLength: length, descriptorCount, logGuid, sequenceNumber, tail } = entry
+    const sectors = Math.ceil((LOG_ENTRY_LENGTH + descriptorCount * DESCRIPTOR_LENGTH) / LOG_SECTOR)
+    const wrong = signature !== 'loge' || logGuid !== header.logGuid || sequenceNumber === 0n ||
+      length === 0 || length % LOG_SECTOR || tail % LOG_SECTOR || length > logLength ||
+      tail >= logLength || sectors * LOG_SECTOR > length
+    if (wrong) return undefined
+    budget -= length
+    if (budget < 0) throw refuse('its log is damaged')
+    const data = await readRing(at, length)
+    if (entry.checksum !== checksumOf(data)) return undefined
+    const descriptors: LogEntry['descriptors'] = []
+    let sector = sectors
+    for (let index = 0; index < descriptorCount; index++) {
+      const position = LOG_ENTRY_LENGTH + index * DESCRIPTOR_LENGTH
+      const descriptor = read(DESCRIPTOR, data, position)
+      const { signature, fileOffset, zeroLength } = descriptor
+      if (descriptor.sequenceNumber !== sequenceNumber || fileOffset % LOG_SECTOR) return undefined
+      if (fileOffset > 2 * MAX_VHDX) return undefined
+      if (signature === 'zero') {
+        if (zeroLength % LOG_SECTOR || fileOffset + zeroLength > 2 * MAX_VHDX) return undefined
+        descriptors.push({ ...descriptor, dataAt: -1 })
+        continue
+      }
+      const dataAt = sector++ * LOG_SECTOR
+      if (signature !== 'desc' || dataAt + LOG_SECTOR > length) return undefined
+      const { signature: mark, sequenceHigh, sequenceLow } = read(DATA_SECTOR, data, dataAt)
+      const sequence = BigInt(sequenceHigh) << 32n | BigInt(sequenceLow)
+      if (mark !== 'data' || sequence !== sequenceNumber) return undefined
+      descriptors.push({ ...descriptor, dataAt: (at + dataAt) % logLength })
+    }
+    const { flushedFileOffset, lastFileOffset } = entry
+    return { at, length, tail, sequenceNumber, flushedFileOffset, lastFileOffset, descriptors }
+  }
+  let active: LogEntry[] = []
+  for (let tail = 0, previous = -1; tail > previous;) {
+    const sequence: LogEntry[] = []
+    let head = tail
+    for (let used = 0; used < logLength;) {
+      const entry = await readEntry(head)
+      const last = sequence.at(-1)
+      if (!entry || last && entry.sequenceNumber !== last.sequenceNumber + 1n) break
+      sequence.push(entry)
+      used += entry.length
+      head = (head + entry.length) % logLength
+    }
+    const last = sequence.at(-1)
+    const start = sequence.findIndex(({ at }) => at === last?.tail)
+    if (last && start >= 0 && last.sequenceNumber > (active.at(-1)?.sequenceNumber ?? 0n)) {
+      active = sequence.slice(start)
+    }
+    previous = tail
+    tail = last && start >= 0 ? head : (tail + LOG_SECTOR) % logLength
+  }
+  const last = active.at(-1)
+  if (!last) throw refuse('its log holds changes that are damaged')
+  if (file.size < last.flushedFileOffset) {
+    throw refuse(`the file is cut short: it had ${last.flushedFileOffset} bytes`)
+  }
+  return applyLog(file, active, { ...last, read: readRing })
+}
+
+function applyLog(
+  file: Bytes,
+  entries: LogEntry[],
+  log: { lastFileOffset: number; read: (at: number, length: number) => Promise<Buffer> },
+): Bytes {
+  const zeros: { start: number; end: number }[] = []
+  const sectors = new Map<number, Values<typeof DESCRIPTOR> & { dataAt: number }>()
+  let size = Math.max(file.size, log.lastFileOffset)
+  for (const descriptor of entries.flatMap(({ descriptors }) => descriptors)) {
+    const { fileOffset: start, dataAt, zeroLength } = descriptor
+    if (dataAt >= 0) {
+      sectors.set(start, descriptor)
+      size = Math.max(size, start + LOG_SECTOR)
+      continue
+    }
+    const end = start + zeroLength
+    zeros.push({ start, end })
+    for (const at of sectors.keys()) if (at >= start && at < end) sectors.delete(at)
+    size = Math.max(size, end)
+  }
+  const readSector = async (at: number) => {
+    const { dataAt, leadingBytes, trailingBytes } = sectors.get(at) as Values<typeof DESCRIPTOR> & {
+      dataAt: number
+    }
+    const data = await log.read(dataAt, LOG_SECTOR)
+    data.writeBigUInt64LE(leadingBytes, 0)
+    data.writeUInt32LE(trailingBytes, LOG_SECTOR - 4)
+    return data
+  }
+  return {
+    name: file.name,
+    size,
+    read: async (position, length, into = Buffer.allocUnsafe(length)) => {
+      const end = position + length
+      if (end > size) throw new ImageError(file, size, 'the file ends there')
+      const there = Math.max(0, Math.min(length, file.size - position))
+      if (there > 0) await file.read(position, there, into.subarray(0, there))
+      into.fill(0, there, length)
+      for (const zero of zeros) {
+        if (zero.start >= end || zero.end <= position) continue
+        into.fill(0, Math.max(zero.start, position) - position, Math.min(zero.end, end) - position)
+      }
+      for (let at = position - position % LOG_SECTOR; at < end; at += LOG_SECTOR) {
+        if (!sectors.has(at)) continue
+        const [from, to] = [Math.max(at, position), Math.min(at + LOG_SECTOR, end)]
+        const data = await readSector(at)
+        data.copy(into, from - position, from - at, to - at)
+      }
+      return into
+    },
   }
 }
 
@@ -234,7 +456,7 @@ async function readMetadata(bytes: Bytes, region: Region) {
     if (length > 0 && (offset < 64 * KB || offset + length > region.length)) {
       throw refuse(at, `its metadata item ${itemId} is not within its region`)
     }
-    if (name && length <= 16) found[name] = await bytes.read(region.offset + offset, length)
+    if (name && length <= MOST_ITEM) found[name] = await bytes.read(region.offset + offset, length)
   }
   const item = (name: keyof typeof ITEMS, length: number) => {
     const data = found[name]
@@ -246,13 +468,6 @@ async function readMetadata(bytes: Bytes, region: Region) {
   const flags = parameters.readUInt32LE(4)
   const virtualDiskSize = little.u64(0).get(item('virtualDiskSize', 8))
   const logicalSectorSize = item('logicalSectorSize', 4).readUInt32LE(0)
-  if (flags & HAS_PARENT) {
-    throw refuse(
-      0,
-      'it is a differencing image, which holds only what changed since its parent. ' +
-        'On Windows, Merge-VHD puts both into one',
-    )
-  }
   if (blockSize < MB || blockSize > 256 * MB || (blockSize & (blockSize - 1)) !== 0) {
     throw refuse(0, `its blocks have ${blockSize} bytes`)
   }
@@ -268,7 +483,37 @@ async function readMetadata(bytes: Bytes, region: Region) {
     virtualDiskSize,
     virtualDiskId: little.guid(0).get(item('virtualDiskId', 16)),
     logicalSectorSize: logicalSectorSize as 512 | 4096,
+    ...(flags & HAS_PARENT && {
+      parent: readLocator(found.parentLocator, region.offset, (reason) => refuse(0, reason)),
+    }),
   }
+}
+
+/** 2.6.2.6 Parent Locator: keys and values, in UTF-16. */
+function readLocator(
+  data: Buffer | undefined,
+  at: number,
+  refuse: (reason: string) => ImageError,
+): ParentLink {
+  if (!data || data.length < LOCATOR_LENGTH) throw refuse('it names no parent, and must have one')
+  const values = new Map<string, string>()
+  const { keyValueCount } = read(LOCATOR, data)
+  for (let index = 0; index < keyValueCount; index++) {
+    const entry = LOCATOR_LENGTH + index * KEY_VALUE_LENGTH
+    if (entry + KEY_VALUE_LENGTH > data.length) throw refuse('its parent locator is cut short')
+    const { keyOffset, keyLength, valueOffset, valueLength } = read(KEY_VALUE, data, entry)
+    const part = (offset: number, length: number) => {
+      if (offset + length > data.length) throw refuse('its parent locator is cut short')
+      return data.toString('utf16le', offset, offset + length)
+    }
+    values.set(part(keyOffset, keyLength).toLowerCase(), part(valueOffset, valueLength))
+  }
+  const all = (keys: string[]) => {
+    return keys.map((key) => values.get(key)).filter((value) => value !== undefined)
+  }
+  const states = all(LINKAGES).map((value) => value.replace(/[{}]/g, '').toLowerCase())
+  if (states.length === 0) throw refuse('its parent locator does not say who the parent is')
+  return { states, paths: all(PATHS), at }
 }
 
 /** Where this writer lays the parts that have no fixed place. */
@@ -278,21 +523,42 @@ const LAYOUT = {
   bat: 3 * MB,
 }
 
+/** Partitions of Linux: MBR types, and GUIDs of the Discoverable Partitions Specification. */
+const LINUX = [
+  ...['82', '83', '88', '8e', 'fd'],
+  '0fc63daf-8483-4772-8e79-3d69d8477de4', // Linux filesystem data
+  '0657fd6d-a4ab-43c4-84e5-0933c84b4f4f', // swap
+  'e6d6d379-f507-44c2-a23c-238f2a3df928', // LVM
+  'a19d880f-05fc-4d3b-a006-743f0f84911e', // RAID
+  '4f68bce3-e8cd-4db1-96e7-fbcaf984b709', // root of x86-64
+]
+
 /**
- * 2 MB up to 4 TB. Hyper-V's default is 32 MB, but in a disk that was used data lies scattered, and a
- * block that holds any takes its whole size in the file. Beyond, the size that keeps the table at
- * 16 MB: 32 MB at 64 TB.
+ * The block size for a guest, and why. A block that holds any data takes its whole size in the file;
+ * Hyper-V's own default, 32 MB, is for disks that begin empty.
+ * Source: Microsoft, Best Practices for running Linux on Hyper-V, which has 1 MB for ext4.
  */
-function blockSizeFor(virtualSize: number): number {
-  let blockSize = 2 * MB
-  while (virtualSize / blockSize > 2 * MB) blockSize *= 2
-  return blockSize
+export function chooseBlockSize(
+  virtualSize: number,
+  partitions: { type: string }[],
+): { blockSize: number; reason: string } {
+  const linux = partitions.some(({ type }) => LINUX.includes(type.toLowerCase()))
+  // the block allocation table, 8 bytes a block, is held in memory by the host: 16 MB at most
+  const least = 2 ** Math.ceil(Math.log2(virtualSize / (2 * MB)))
+  if (least > 2 * MB) {
+    return {
+      blockSize: least,
+      reason: 'the disk is so large that smaller blocks take too large a table',
+    }
+  }
+  return linux
+    ? { blockSize: Math.max(MB, least), reason: 'Linux spreads small data over the whole disk' }
+    : { blockSize: 2 * MB, reason: 'data of a disk that was used lies scattered' }
 }
 
 export async function writeVhdx(
-  { file, virtualSize, sectorSize, type, uuid }: WriterOptions,
+  { file, virtualSize, sectorSize, type, blockSize = 2 * MB, uuid }: WriterOptions,
 ): Promise<Writer> {
-  const blockSize = blockSizeFor(virtualSize)
   const blocks = Math.ceil(virtualSize / blockSize)
   const ratio = chunkRatio(sectorSize, blockSize)
   const entries = blocks + Math.floor((blocks - 1) / ratio)

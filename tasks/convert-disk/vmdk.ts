@@ -17,6 +17,7 @@ import {
   type Slot,
   TB,
   WINDOW,
+  ZEROS,
 } from './image.ts'
 import { type Inflater, openInflater } from './inflate.ts'
 
@@ -40,6 +41,17 @@ const HEADER = {
 }
 
 const MAGIC = 'KDMV'
+
+/** COWDisk_Header: the sparse extent of VMFS. */
+const VMFS_SPARSE = {
+  magicNumber: text(0, 4),
+  version: u32(4),
+  numSectors: u32(12),
+  grainSize: u32(16),
+  gdOffset: u32(20),
+}
+const VMFS_MAGIC = 'COWD'
+const VMFS_ENTRIES = 4096
 const ZEROED_GRAINS = 1 << 2
 const COMPRESSED_GRAINS = 1 << 16
 const COMPRESSION_DEFLATE = 1
@@ -60,21 +72,113 @@ export type OpenSibling = (name: string) => Promise<Bytes>
 
 export async function isVmdk(bytes: Bytes): Promise<boolean> {
   const start = (await bytes.read(0, Math.min(bytes.size, 512))).toString('latin1')
-  return start.startsWith(MAGIC) || start.trimStart().startsWith(DESCRIPTOR)
+  return start.startsWith(MAGIC) || start.startsWith(`${VMFS_MAGIC}\x01\0\0\0`) ||
+    start.trimStart().startsWith(DESCRIPTOR)
 }
 
 export async function openVmdk(bytes: Bytes, sibling: OpenSibling): Promise<Image> {
   const start = (await bytes.read(0, Math.min(bytes.size, 4))).toString('latin1')
-  if (start === MAGIC) return await openSparse(bytes)
+  if (start === MAGIC || start === VMFS_MAGIC) {
+    const { descriptor, ...extent } = await openSparse(bytes)
+    if (descriptor) return { ...extent, ...linksOf(descriptor) }
+    await extent.close?.()
+    throw new ImageError(
+      bytes,
+      0,
+      'it is one extent of a disk. Name the small text file that describes the disk, ' +
+        'whose name is the same without the last part',
+    )
+  }
   if (bytes.size > MB) throw new ImageError(bytes, 0, `its descriptor has ${bytes.size} bytes`)
-  const descriptor = (await bytes.read(0, bytes.size)).toString('utf8')
-  refuseParent(bytes, 0, descriptor)
-  return await openExtents(bytes, descriptor, sibling)
+  return await openExtents(bytes, readDescriptor(await bytes.read(0, bytes.size), 0), sibling)
+}
+
+interface Descriptor {
+  /** Byte of the file. */
+  at: number
+  lines: string[]
+}
+
+/** In the encoding that it names; UTF-8 before it could. */
+function readDescriptor(data: Buffer, at: number): Descriptor {
+  const label = data.toString('latin1').match(/^\s*encoding\s*=\s*"([\w-]+)"/im)?.[1] ?? 'utf-8'
+  let decoder
+  try {
+    decoder = new TextDecoder(label)
+  } catch {
+    decoder = new TextDecoder() // only names of files need it, and most are ASCII
+  }
+  return { at, lines: decoder.decode(data).replace(/\0.*$/s, '').split('\n') }
+}
+
+/** A value of the descriptor, e.g. `CID`, or of its disk database, e.g. `ddb.uuid.image`. */
+function valueOf({ lines }: Descriptor, key: string): string | undefined {
+  for (const line of lines) {
+    const [, name, value] = line.match(/^\s*([\w.]+)\s*=\s*"?([^"]*?)"?\s*$/) ?? []
+    if (name?.toLowerCase() === key.toLowerCase()) return value
+  }
+}
+
+/** Who the disk is, and whose changes it holds: VMware tells by CID, VirtualBox by UUID. */
+function linksOf(descriptor: Descriptor): Pick<Image, 'identifier' | 'states' | 'parent'> {
+  const value = (key: string) => valueOf(descriptor, key)?.toLowerCase()
+  const known = (value: string | undefined) => value && !/^[0-]*$/.test(value) ? [value] : []
+  const cid = (key: string) => known(value(key)).map((cid) => `cid ${cid}`)
+  const [identifier] = known(value('ddb.uuid.image'))
+  const [parent] = known(value('ddb.uuid.parent'))
+  const parentCid = cid('parentCID').filter((cid) => cid !== 'cid ffffffff')
+  const hint = valueOf(descriptor, 'parentFileNameHint')
+  return {
+    identifier,
+    states: [...known(value('ddb.uuid.modification')), ...cid('CID')],
+    ...((parent !== undefined || parentCid.length > 0) && {
+      parent: {
+        identifier: parent,
+        states: [...known(value('ddb.uuid.parentmodification')), ...parentCid],
+        paths: hint === undefined ? [] : [hint],
+        at: descriptor.at,
+      },
+    }),
+  }
+}
+
+interface Layout {
+  virtualSize: number
+  grainSize: number
+  numGTEsPerGT: number
+  /** Byte of the grain directory. */
+  directory: number
+  compressed: boolean
+  /** Grain table entries of 1 are zeros. */
+  zeroed: boolean
+  descriptor?: Descriptor
+  warnings: string[]
+}
+
+/** VMFS sparse extent: as a hosted one, with larger tables, and grains of one sector. */
+async function readVmfsHeader(bytes: Bytes): Promise<Layout> {
+  const header = read(VMFS_SPARSE, await bytes.read(0, SECTOR))
+  const refuse = (field: keyof typeof VMFS_SPARSE, reason: string) => {
+    return new ImageError(bytes, VMFS_SPARSE[field].at, reason)
+  }
+  const { version, numSectors, gdOffset } = header
+  if (version !== 1) throw refuse('version', `its version is ${version}, and 1 is known`)
+  if (numSectors === 0) throw refuse('numSectors', 'its disk has 0 bytes')
+  const grainSize = header.grainSize * SECTOR
+  const whole = grainSize > 0 && grainSize <= WINDOW && (grainSize & (grainSize - 1)) === 0
+  if (!whole) throw refuse('grainSize', `its grains have ${grainSize} bytes`)
+  const virtualSize = numSectors * SECTOR
+  const tables = Math.ceil(virtualSize / (grainSize * VMFS_ENTRIES))
+  const directory = gdOffset * SECTOR
+  if (directory < SECTOR || directory + tables * 4 > bytes.size) {
+    throw refuse('gdOffset', `its grain directory of ${tables} entries is not within the file`)
+  }
+  const rest = { compressed: false, zeroed: false, warnings: [] }
+  return { virtualSize, grainSize, numGTEsPerGT: VMFS_ENTRIES, directory, ...rest }
 }
 
 /** Hosted sparse extent: a header, a grain directory, grain tables, grains. */
-async function openSparse(bytes: Bytes): Promise<Image> {
-  if (bytes.size < SECTOR) throw new ImageError(bytes, bytes.size, 'the file ends in its header')
+async function readHostedHeader(bytes: Bytes): Promise<Layout> {
   let at = 0
   let header = read(HEADER, await bytes.read(0, SECTOR))
   if (header.magicNumber !== MAGIC) {
@@ -99,7 +203,6 @@ async function openSparse(bytes: Bytes): Promise<Image> {
     throw refuse('compressAlgorithm', 'its grains are compressed in a way that is not known')
   }
   let virtualSize = capacity * SECTOR
-  let identifier: string | undefined
   const grainSize = header.grainSize * SECTOR
   if (capacity === 0 || virtualSize > MAX_SIZE) {
     throw refuse('capacity', `its disk has ${virtualSize} bytes`)
@@ -109,34 +212,58 @@ async function openSparse(bytes: Bytes): Promise<Image> {
   if (numGTEsPerGT < 512 || numGTEsPerGT > 64 * KB) {
     throw refuse('numGTEsPerGT', `its grain tables have ${numGTEsPerGT} entries`)
   }
+  let descriptor: Descriptor | undefined
   if (descriptorOffset > 0 && descriptorSize > 0) {
     const place = descriptorOffset * SECTOR
     const length = descriptorSize * SECTOR
     if (length > MB || place + length > bytes.size) {
       throw refuse('descriptorOffset', 'its descriptor is not within the file')
     }
-    const descriptor = (await bytes.read(place, length)).toString('utf8')
-    refuseParent(bytes, place, descriptor)
+    descriptor = readDescriptor(await bytes.read(place, length), place)
     // VirtualBox rounds the capacity up to whole grains, and says the true size only there
-    const size = Number(descriptor.match(/^\s*(?:RW|RDONLY)\s+(\d+)\s+SPARSE\s/m)?.[1]) * SECTOR
+    const [, sectors] =
+      descriptor.lines.join('\n').match(/^\s*(?:RW|RDONLY)\s+(\d+)\s+SPARSE\s/m) ??
+        []
+    const size = Number(sectors) * SECTOR
     if (size > 0 && Math.ceil(size / grainSize) * grainSize === virtualSize) virtualSize = size
-    identifier = uuidOf(descriptor)
   }
-  const covered = grainSize * numGTEsPerGT
-  const tables = Math.ceil(virtualSize / covered)
+  const tables = Math.ceil(virtualSize / (grainSize * numGTEsPerGT))
   const directory = header.gdOffset * SECTOR
   if (directory < SECTOR || directory + tables * 4 > bytes.size) {
     throw refuse('gdOffset', `its grain directory of ${tables} entries is not within the file`)
   }
-  const image: Image = {
+  return {
+    ...{ virtualSize, grainSize, numGTEsPerGT, directory, compressed },
+    zeroed: (flags & ZEROED_GRAINS) !== 0,
+    ...(descriptor && { descriptor }),
+    warnings: header.uncleanShutdown === 0 ? [] : [
+      `"${bytes.name}" was not closed in order: its VM crashed, and its last writes may be missing`,
+    ],
+  }
+}
+
+async function openSparse(bytes: Bytes): Promise<Image & { descriptor?: Descriptor }> {
+  if (bytes.size < SECTOR) throw new ImageError(bytes, bytes.size, 'the file ends in its header')
+  const magic = (await bytes.read(0, 4)).toString('latin1')
+  const vmfs = magic === VMFS_MAGIC
+  const layout = await (vmfs ? readVmfsHeader(bytes) : readHostedHeader(bytes))
+  const { virtualSize, grainSize, numGTEsPerGT, directory, compressed, zeroed } = layout
+  const covered = grainSize * numGTEsPerGT
+  const tables = Math.ceil(virtualSize / covered)
+  const inflater = compressed ? openInflater() : undefined
+  const load: Run['load'] = inflater &&
+    ((piece, slot) => loadGrains(inflater, grainSize, piece, slot))
+  return {
     format: 'vmdk',
-    variant: compressed ? 'streamOptimized' : 'monolithicSparse',
+    variant: compressed ? 'streamOptimized' : vmfs ? 'vmfsSparse' : 'monolithicSparse',
     virtualSize,
     sectorSize: 512,
-    ...(identifier !== undefined && { identifier }),
+    warnings: layout.warnings,
+    ...(layout.descriptor && { descriptor: layout.descriptor }),
     async *runs(from = 0): AsyncGenerator<Run> {
       const places = new Places(grainSize, SECTOR)
       let chunk: Buffer | undefined
+      let pending: Run | undefined
       for (let table = Math.floor(from / covered), first = 0; table < tables; table++) {
         if (!chunk || table >= first + CHUNK) {
           first = table
@@ -157,9 +284,13 @@ async function openSparse(bytes: Bytes): Promise<Image> {
           const entry = entries.readUInt32LE(index * 4)
           const offset = table * covered + index * grainSize
           if (entry === 0 || offset >= virtualSize || offset + grainSize <= from) continue
-          if (flags & ZEROED_GRAINS && entry === ZEROED) continue
-          const at = entry * SECTOR
           const length = Math.min(grainSize, virtualSize - offset)
+          if (zeroed && entry === ZEROED) {
+            if (pending) yield pending
+            pending = { offset, length, bytes: ZEROS, at: offset }
+            continue
+          }
+          const at = entry * SECTOR
           const wrong = at + (compressed ? MARKER_LENGTH : length) > bytes.size
             ? 'not within the file, which may be cut short'
             // a compressed grain says itself which it is
@@ -170,18 +301,24 @@ async function openSparse(bytes: Bytes): Promise<Image> {
             const reason = `the grain of byte ${offset} is ${wrong}`
             throw new ImageError(bytes, position + index * 4, reason)
           }
-          yield { offset, length, bytes, at }
+          if (load) yield { offset, length, bytes, at, load }
+          else if (pending && follows(pending, offset, at)) pending.length += length
+          else {
+            if (pending) yield pending
+            pending = { offset, length, bytes, at }
+          }
         }
       }
+      if (pending) yield pending
     },
+    ...(inflater && { close: inflater.close }),
   }
-  if (!compressed) return image
-  const inflater = openInflater()
-  return {
-    ...image,
-    load: (piece, slot) => loadGrains(inflater, grainSize, piece, slot),
-    close: inflater.close,
-  }
+}
+
+/** Grains of one sector come by the million. */
+function follows(run: Run, offset: number, at: number): boolean {
+  return run.bytes !== ZEROS && run.offset + run.length === offset && run.at + run.length === at &&
+    run.length < WINDOW
 }
 
 /** Entries of the grain directory that are read at once. */
@@ -247,36 +384,25 @@ async function loadGrains(
   throw new ImageError(bytes, at, `the grain of byte ${offset} cannot be decompressed`)
 }
 
-/** An image with a parent holds only what changed. VirtualBox names the parent by its UUID alone. */
-function refuseParent(bytes: Bytes, at: number, descriptor: string): void {
-  const cid = descriptor.match(/^\s*parentCID\s*=\s*"?([0-9a-f]+)/im)?.[1] ?? 'ffffffff'
-  const parent = descriptor.match(/^\s*ddb\.uuid\.parent\s*=\s*"([^"\n]*)"/m)?.[1] ?? ''
-  if (/^f{8}$/i.test(cid) && /^[0-]*$/.test(parent)) return
-  throw new ImageError(
-    bytes,
-    at,
-    'it is a delta link, which holds only what changed since its parent. ' +
-      `Run: VBoxManage clonemedium "${printable(bytes.name)}" whole.vdi, and convert that`,
-  )
-}
-
-/** What VirtualBox notes in the disk database. */
-function uuidOf(descriptor: string): string | undefined {
-  return descriptor.match(/^\s*ddb\.uuid\.image\s*=\s*"([0-9a-f-]{36})"/m)?.[1]
-}
-
 /** Extent Description: access, size in sectors, type, file name, offset in sectors. */
 const EXTENT = /^\s*(RW|RDONLY|NOACCESS)\s+(\d+)\s+([A-Z]+)(?:\s+"([^"]*)")?(?:\s+(\d+))?\s*$/
 
+const SPARSE = ['SPARSE', 'VMFSSPARSE']
+const FLAT = ['FLAT', 'VMFS']
+
 async function openExtents(
   bytes: Bytes,
-  descriptor: string,
+  descriptor: Descriptor,
   sibling: OpenSibling,
 ): Promise<Image> {
   const extents: { start: number; size: number; image: Image | undefined }[] = []
+  const warnings: string[] = []
   let virtualSize = 0
   let line = 0
-  for (const text of descriptor.split('\n')) {
+  if (valueOf(descriptor, 'encryption.keySafe') !== undefined) {
+    throw new ImageError(bytes, 0, 'VMware has encrypted it. Decrypt the VM there, and run again')
+  }
+  for (const text of descriptor.lines) {
     const position = line
     line += Buffer.byteLength(text) + 1
     if (!/^\s*(RW|RDONLY|NOACCESS)\s/.test(text)) continue
@@ -287,17 +413,19 @@ async function openExtents(
       throw refuse(`its extent ${extents.length} cannot be understood`)
     }
     let image: Image | undefined
-    if (type === 'FLAT' || type === 'VMFS' || type === 'SPARSE') {
+    const sparse = SPARSE.includes(type as string)
+    if (sparse || FLAT.includes(type as string)) {
       if (!name || /[\\/]|^\.\.?$|^[a-z]:/i.test(name)) {
         throw refuse(`its extent "${printable(name ?? '')}" is no file beside it`)
       }
       const file = await sibling(name)
       const at = Number(first ?? 0) * SECTOR
-      if (type !== 'SPARSE' && at + size > file.size) {
+      if (!sparse && at + size > file.size) {
         throw new ImageError(file, file.size, `it is cut short: its extent has ${size} bytes`)
       }
-      image = type === 'SPARSE' ? await openSparse(file) : openFlat(file, at, size)
-      if (image.load || image.virtualSize < size) {
+      image = sparse ? await openSparse(file) : openFlat(file, at, size)
+      warnings.push(...image.warnings ?? [])
+      if (image.variant === 'streamOptimized' || image.virtualSize < size) {
         await image.close?.()
         throw new ImageError(file, 0, `it is no extent of ${size} bytes as its descriptor says`)
       }
@@ -306,16 +434,20 @@ async function openExtents(
     virtualSize += size
   }
   if (extents.length === 0) throw new ImageError(bytes, 0, 'its descriptor names no extents')
-  const identifier = uuidOf(descriptor)
   return {
     format: 'vmdk',
-    ...(identifier !== undefined && { identifier }),
-    variant: descriptor.match(/^\s*createType\s*=\s*"([^"\n]*)"/im)?.[1] ?? 'extents',
+    ...linksOf(descriptor),
+    variant: valueOf(descriptor, 'createType') ?? 'extents',
     virtualSize,
     sectorSize: 512,
+    warnings,
     async *runs(from = 0): AsyncGenerator<Run> {
       for (const { start, size, image } of extents) {
-        if (!image || start + size <= from) continue
+        if (start + size <= from) continue
+        if (!image) {
+          yield { offset: start, length: size, bytes: ZEROS, at: start }
+          continue
+        }
         for await (const run of image.runs(Math.max(0, from - start))) {
           if (run.offset >= size) break
           const length = Math.min(run.length, size - run.offset)

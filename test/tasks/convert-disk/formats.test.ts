@@ -6,7 +6,20 @@ import { join } from 'node:path'
 import process from 'node:process'
 import { suite } from 'uvu'
 import { convertDisk, inspectDisk } from '../../../tasks/convert-disk.ts'
-import { disk, manifest, MB, ovf, random, tar, vdi, vmdk } from './images.ts'
+import {
+  disk,
+  manifest,
+  MB,
+  ovf,
+  random,
+  tar,
+  vdi,
+  vhd,
+  VHDX,
+  vhdx,
+  vmdk,
+  vmfsSparse,
+} from './images.ts'
 
 interface Context {
   dir: string
@@ -67,11 +80,16 @@ vdis('reads blocks in any order, zero and discarded ones, and fixed images', asy
 
 vdis('refuses what is half a disk, damaged or of another version', async ({ dir }) => {
   const image = vdi(data)
-  await refuses(dir, 'a.vdi', vdi(data, { type: 4 }), /differencing .* Run: VBoxManage clonemedium/)
+  await refuses(dir, 'a.vdi', vdi(data, { type: 4 }), /differencing image that names no parent/)
   await refuses(dir, 'a.vdi', image.subarray(0, 4 * MB), /block 2 is not within the file/)
   await refuses(dir, 'a.vdi', image.subarray(0, 100), /has no signature of a VDI/)
   await refuses(dir, 'a.vdi', patched(image, 0x40, [0]), /has no signature of a VDI/)
-  await refuses(dir, 'a.vdi', patched(image, 0x44, [0, 0, 2]), /version 2\.0, and only 1\.1/)
+  await refuses(
+    dir,
+    'a.vdi',
+    patched(image, 0x44, [0, 0, 2]),
+    /version 2\.0, and 0\.1, 1\.0 and 1\.1 are/,
+  )
   await refuses(dir, 'a.vdi', patched(image, MB + 4, [0]), /block 1 is where another block is/)
   await refuses(dir, 'a.vdi', patched(image, 0x178, [1]), /its blocks have 1048577 bytes/)
   await refuses(dir, 'a.vdi', patched(image, 0x176, [9]), /less than \d+ bytes/)
@@ -126,9 +144,44 @@ vmdks(
   },
 )
 
+vmdks(
+  'reads names in the encoding that the descriptor says, and extents of VMFS',
+  async ({ dir }) => {
+    const start = disk(MB, 6)
+    await fs.writeFile(join(dir, '磁盘-delta.vmdk'), vmfsSparse(start))
+    await fs.writeFile(join(dir, '磁盘-flat.vmdk'), start)
+    const lines = (line: string) => `# Disk DescriptorFile\nencoding="GBK"\nRW 2048 ${line}\n`
+    // "磁盘" in GBK
+    const name = Buffer.from([0xb4, 0xc5, 0xc5, 0xcc])
+    for (const [before, after] of [['VMFSSPARSE "', '-delta.vmdk"'], ['VMFS "', '-flat.vmdk"']]) {
+      const [head = '', tail = ''] = lines(`${before}|${after}`).split('|')
+      const descriptor = Buffer.concat([Buffer.from(head), name, Buffer.from(tail)])
+      await holds(dir, 'a.vmdk', descriptor, start)
+    }
+    const [found] = await inspectDisk({ from: join(dir, 'a.vmdk') })
+    equal(found?.allocatedSize, MB)
+    await refuses(dir, 'b.vmdk', vmfsSparse(start), /it is one extent of a disk/)
+    await refuses(dir, 'b.vmdk', patched(vmfsSparse(start), 16, [0]), /its grains have 0 bytes/)
+    const secret = `${lines('VMFS "a.vmdk"')}encryption.keySafe = "x"\n`
+    await refuses(dir, 'b.vmdk', secret, /VMware has encrypted it/)
+  },
+)
+
+vmdks('says so when it was not closed in order', async ({ dir }) => {
+  const from = join(dir, 'a.vmdk')
+  await fs.writeFile(from, patched(vmdk(data), 72, [1]))
+  const { warnings } = await convertDisk({ from, to: join(dir, 'a.img') })
+  match(warnings.join(), /"a\.vmdk"|a\.vmdk" was not closed in order: its VM crashed/)
+})
+
 vmdks('refuses what is half a disk, damaged or of another version', async ({ dir }) => {
   const stream = vmdk(data, { compressed: true, atEnd: true })
-  await refuses(dir, 'a.vmdk', vmdk(data, { parent: '12345678' }), /Run: VBoxManage clonemedium/)
+  await refuses(
+    dir,
+    'a.vmdk',
+    vmdk(data, { parent: '87654321' }),
+    /its parent cid 87654321 is neither/,
+  )
   await refuses(dir, 'a.vmdk', vmdk(data, { version: 4 }), /its version is 4/)
   await refuses(dir, 'a.vmdk', stream.subarray(0, -4096), /its footer is missing/)
   await refuses(dir, 'a.vmdk', patched(stream, 128 * 512, [9]), /is not that of byte 0/)
@@ -163,7 +216,8 @@ const make = async (dir: string, format: 'vhd' | 'vhdx', type: 'dynamic' | 'fixe
   const from = join(dir, 'source.img')
   await fs.writeFile(from, data)
   const to = join(dir, `made.${format}`)
-  await convertDisk({ from, to, type, seed: 'x' })
+  const blockSize = format === 'vhdx' ? 2 * MB : undefined
+  await convertDisk({ from, to, type, blockSize, seed: 'x' })
   const image = await fs.readFile(to)
   await fs.emptyDir(dir)
   return image
@@ -193,6 +247,32 @@ microsoft(
     ok(footer.equals(image.subarray(0, 512)))
     const blocks = [0, 1, 2].map((index) => image.readUInt32BE(3 * 512 + index * 4))
     deepEqual(blocks.map((sector) => (sector * 512 + 512) % 4096), [0, 0, 0])
+  },
+)
+
+microsoft('reads a VHD with sectors that were never written as zeros', async ({ dir }) => {
+  await holds(dir, 'a.vhd', vhd(data), data)
+  await holds(dir, 'b.avhd', vhd(data), data)
+})
+
+microsoft(
+  'tells a VHD that qemu rounded to whole cylinders from one of exact size',
+  async ({ dir }) => {
+    const size = 17 * 4 * 512 * 150
+    const image = patched(vhd(disk(size)), 0, [])
+    const footer = image.subarray(-512)
+    footer.write('qemu', 28, 'latin1')
+    footer.writeUInt16BE(150, 56)
+    footer.set([4, 17], 58)
+    footer.writeUInt32BE(0, 64)
+    footer.writeUInt32BE(~footer.reduce((sum, byte) => sum + byte, 0) >>> 0, 64)
+    const from = join(dir, 'a.vhd')
+    await fs.writeFile(from, image)
+    const { warnings, virtualSize } = await convertDisk({ from, to: join(dir, 'a.img') })
+    equal(virtualSize, size)
+    match(warnings.join(), /qemu-img rounded the disk up to whole cylinders/)
+    await fs.writeFile(from, vhd(disk(size)))
+    deepEqual((await convertDisk({ from, to: join(dir, 'b.img') })).warnings, [])
   },
 )
 
@@ -226,6 +306,22 @@ microsoft('reads a VHDX by whichever header and region table is whole', async ({
   const neither = patched(patched(image, 64 * 1024, [0]), 128 * 1024, [0])
   await refuses(dir, 'a.vhdx', neither, /both its headers are damaged/)
 })
+
+microsoft(
+  'reads a VHDX with what its log holds, which is not in its place yet',
+  async ({ dir }) => {
+    const dirty = vhdx(data, { dirty: true })
+    const from = join(dir, 'a.vhdx')
+    await holds(dir, 'a.vhdx', dirty, data)
+    ok((await fs.readFile(from)).equals(dirty), 'the source was written to')
+    const { warnings } = await convertDisk({ from, to: join(dir, 'b.img') })
+    match(warnings.join(), /a\.vhdx" was not closed in order: what its log holds was read/)
+    // its first entry is torn, so that the second, which goes on from it, is of no use
+    const torn = patched(dirty, VHDX.log + 100, [1])
+    await refuses(dir, 'a.vhdx', torn, /its log holds changes that are damaged/)
+    await refuses(dir, 'a.vhdx', dirty.subarray(0, -MB), /cut short: it had/)
+  },
+)
 
 microsoft('refuses a damaged VHDX', async ({ dir }) => {
   const image = await make(dir, 'vhdx')
