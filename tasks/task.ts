@@ -25,32 +25,74 @@ export type PowerShell = (
 /** A script that failed on the host: one plain sentence, and what tells the failure apart. */
 export class HostError extends Error {
   override name = 'HostError'
-  /** FullyQualifiedErrorId, the only name of an error that no Windows translates; empty for `throw 'text'`. */
+  /**
+   * FullyQualifiedErrorId, the only name of an error that no Windows translates; empty for
+   * `throw 'text'`, and `TimedOut` where the script was stopped by its time limit.
+   */
   readonly id: string
   /** HRESULT of the exception as PowerShell writes it, e.g. `0xC03A001A`. */
   readonly hresult: string
+  /** PowerShell's class of the error, e.g. `ObjectNotFound`. */
+  readonly category: string
+  /** Where in the script it failed: the number of the line, from 1, and its text. */
+  readonly line: { number: number; text: string } | undefined
+  /** What the script was for, where {@link ScriptOptions.step} says it. */
+  readonly step: string | undefined
 
-  constructor(message: string, id = '', hresult = '') {
+  constructor(message: string, details: Partial<Omit<HostError, keyof Error>> = {}) {
     super(message)
-    this.id = id
-    this.hresult = hresult
+    this.id = details.id ?? ''
+    this.hresult = details.hresult ?? ''
+    this.category = details.category ?? ''
+    this.line = details.line
+    this.step = details.step
   }
+}
+
+/**
+ * PowerShell itself is not there, has died, or the way to it is broken. Whether the script that ran
+ * did its work is not known; as every task looks first, running the same again goes on from there.
+ */
+export class ConnectionError extends Error {
+  override name = 'ConnectionError'
 }
 
 /** A PowerShell process that stays: `ps` runs scripts in it one after the other until `close`. */
 export interface PowerShellProcess {
   ps: PowerShell
-  /** Ends the process and waits for its end. A script that still runs fails. */
+  /** The same process, for scripts that have a name, a time limit or a listener of their own. */
+  using: (options: ScriptOptions) => PowerShell
+  /** Ends the process and waits for its end. A script that still runs is stopped, and fails. */
   close: () => Promise<void>
 }
 
-export interface PowerShellOptions {
+export interface ScriptOptions {
+  /** What the script is for, named in its errors. */
+  step?: string | undefined
+  /** Seconds after which the script is stopped where it runs. @default none */
+  timeout?: number | undefined
+  /**
+   * Hears each warning of a script, and each error that the script itself let pass (`-ErrorAction
+   * Continue`; any other error ends the script). @default writes it to standard error
+   */
+  onWarning?: ((warning: string) => void) | undefined
+  /** Hears what the script says by Write-Progress, four times a second at most. @default nobody */
+  onProgress?: ((progress: ScriptProgress) => void) | undefined
+}
+
+/** A record of Write-Progress. */
+export interface ScriptProgress {
+  activity: string
+  status: string
+  /** 0 to 100; -1 where it is not known. */
+  percent: number
+}
+
+export interface PowerShellOptions extends ScriptOptions {
   /** @default POWERSHELL, else powershell.exe on Windows and in WSL, else pwsh */
   program?: string | undefined
   /** @default this process's own */
   env?: NodeJS.ProcessEnv | undefined
-  /** Hears each warning of a script. @default writes it to standard error */
-  onWarning?: ((warning: string) => void) | undefined
 }
 
 /** The PowerShell of this machine, started anew for each script. */
@@ -65,10 +107,11 @@ export const powershell: PowerShell = async (pieces, ...values) => {
 
 /** Starts PowerShell once for many scripts. Fails at the first script when the program is absent. */
 export function openPowerShell(
-  { program = defaultProgram(), env = process.env, onWarning = warn }: PowerShellOptions = {},
+  { program = defaultProgram(), env = process.env, ...common }: PowerShellOptions = {},
 ): PowerShellProcess {
   const mark = randomBytes(12).toString('hex')
-  const command = Buffer.from(LOOP.replaceAll('MARK', mark), 'utf16le').toString('base64')
+  const loop = Buffer.from(LOOP.replaceAll('MARK', mark))
+  const command = Buffer.from(BOOT.replace('LENGTH', `${loop.length}`), 'utf16le')
   const args = ['-NoLogo', '-NoProfile', '-NonInteractive', '-ExecutionPolicy', 'Bypass']
   const child = $({
     quiet: true,
@@ -77,7 +120,7 @@ export function openPowerShell(
     quote: (text) => text,
     // zx knows shells by `-c`, which would load the user's profile
     spawn: ((_shell: string, _args: string[], options: object) =>
-      spawn(program, [...args, '-EncodedCommand', command], {
+      spawn(program, [...args, '-EncodedCommand', command.toString('base64')], {
         ...options,
         shell: false,
         // Ctrl-C is for the kit, which then ends PowerShell in order
@@ -89,53 +132,76 @@ export function openPowerShell(
   const { stdin, stdout } = running
   let started = true
   running.once('error', () => started = false)
-  let waiting: { resolve: (answer: Answer) => void; reject: (error: Error) => void } | undefined
-  let unread = ''
-  stdout?.setEncoding('latin1').on('data', (text: string) => {
-    const lines = (unread + text).split('\n')
-    unread = lines.pop() ?? ''
-    for (const line of lines) {
-      // whatever else reaches the console (a native program, [Console]::Write) is no answer
-      if (!line.startsWith(mark)) continue
-      waiting?.resolve(decode(line.slice(mark.length)))
-      waiting = undefined
-    }
-  })
+  let hear: (kind: string, text: string) => void = () => {}
+  const receive = reader(mark, (kind, text) => hear(kind, text))
+  stdout?.setEncoding('latin1').on('data', receive)
   stdin?.on('error', () => {}) // the end of the process says why
-  const ended = child.then((output) =>
-    new HostError(
+  stdin?.write(loop)
+  const ended = child.then<End>(({ signal, exitCode, stderr }) => ({
+    how: signal ?? `exit code ${exitCode}`,
+    words: plain(stderr).slice(-500),
+  }))
+  const kill = () => {
+    try {
+      // with what the script has started
+      if (process.platform !== 'win32' && running.pid) process.kill(-running.pid, 'SIGTERM')
+      else running.kill()
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
+    }
+  }
+  const connectionError = ({ how, words }: End, step?: string) =>
+    new ConnectionError(
       !started
         ? `Cannot start PowerShell: no program "${program}" is on PATH. ` +
           'Set POWERSHELL to the PowerShell to use, or install one: https://aka.ms/powershell'
-        : `PowerShell ended in the middle of a script (${
-          output.signal ?? `exit code ${output.exitCode}`
-        })${output.stderr.trim() ? `: ${plain(output.stderr).slice(-500)}` : ''}`,
+        : `PowerShell ended in the middle of ${
+          step === undefined ? 'a script' : `"${step}"`
+        } (${how})${words ? `: ${words}` : ''}`,
     )
-  )
+
+  const send = async (text: string, options: ScriptOptions) => {
+    const { step, timeout, onWarning = warn, onProgress } = options
+    let timer: NodeJS.Timeout | undefined
+    try {
+      return await new Promise<{ stdout: string }>((resolve, reject) => {
+        const late = () => reject(timedOut(options))
+        hear = (kind, said) => {
+          if (kind === 'o') resolve({ stdout: said })
+          else if (kind === 'e') reject(hostError(JSON.parse(said) as Failure, text, step))
+          else if (kind === 't') late()
+          else if (kind === 'w') onWarning(said)
+          else if (kind === 'p') onProgress?.(JSON.parse(said) as ScriptProgress)
+        }
+        void ended.then((end) => reject(connectionError(end as End, step)))
+        if (timeout !== undefined) {
+          // the far side keeps the limit; this is for one that does not even do that
+          timer = setTimeout(() => (late(), kill()), (timeout + GRACE) * 1000)
+        }
+        stdin?.write(`${timeout ?? 0} ${Buffer.from(text, 'utf16le').toString('base64')}\n`)
+      })
+    } finally {
+      clearTimeout(timer)
+      hear = () => {}
+    }
+  }
   let last: Promise<unknown> = Promise.resolve()
-  const send = async (script: string) => {
-    const answer = await new Promise<Answer>((resolve, reject) => {
-      waiting = { resolve, reject }
-      void ended.then(reject)
-      stdin?.write(Buffer.from(script, 'utf16le').toString('base64') + '\n')
-    })
-    for (const warning of answer.warnings) onWarning(warning)
-    if (answer.error === null) return { stdout: answer.stdout }
-    const { message, id, hresult } = answer.error
-    // a script's own `throw 'text'` has the text for its id, and is a whole sentence already
-    if (id === message) throw new HostError(plain(message))
-    throw new HostError(`${plain(message)} (${id})`, id, hresult)
+  let waiting = 0
+  const using = (options: ScriptOptions): PowerShell => (pieces, ...values) => {
+    waiting++
+    const answer = last.then(() => send(script(pieces, ...values), { ...common, ...options }))
+    last = answer.catch(() => {}).finally(() => waiting--)
+    return answer
   }
   return {
-    ps: (pieces, ...values) => {
-      const answer = last.then(() => send(script(pieces, ...values)))
-      last = answer.catch(() => {})
-      return answer
-    },
+    ps: using({}),
+    using,
     close: async () => {
       stdin?.end()
-      if (waiting) running.kill()
+      if (waiting > 0) kill()
+      const timer = setTimeout(kill, 5000)
       await ended
+      clearTimeout(timer)
     },
   }
 }
@@ -283,57 +349,193 @@ function unmask(value: unknown): unknown {
   return typeof value === 'string' && value.startsWith(MASK) ? value.slice(1) : value
 }
 
-interface Answer {
-  stdout: string
-  warnings: string[]
-  error: { message: string; id: string; hresult: string } | null
+/** Seconds that a script has, after its time limit, to be stopped where it runs. */
+const GRACE = 10
+
+/** How a process ended, and what it wrote to standard error. */
+interface End {
+  how: string
+  words: string
+}
+
+interface Failure {
+  message: string
+  id: string
+  hresult: string
+  category: string
+  line: number
+}
+
+function hostError({ line, ...failure }: Failure, script: string, step?: string): HostError {
+  const text = script.split('\n')[line - 1]
+  const message = plain(failure.message)
+  const where = { step, line: text === undefined ? undefined : { number: line, text: text.trim() } }
+  // a script's own `throw 'text'` has the text for its id, and is a whole sentence already
+  const own = failure.id === failure.message
+  return own
+    ? new HostError(message, { ...failure, ...where, id: '', hresult: '' })
+    : new HostError(`${message} (${failure.id})`, { ...failure, ...where })
+}
+
+function timedOut({ step, timeout }: ScriptOptions): HostError {
+  return new HostError(
+    `Cannot wait longer for ${
+      step === undefined ? 'a script' : `"${step}"`
+    }: it ran into its time ` +
+      `limit of ${timeout} s and was stopped. See what keeps the host busy, and run the same again`,
+    { id: 'TimedOut', category: 'OperationTimeout', step },
+  )
 }
 
 /**
- * Reads scripts from standard input, one a line, and answers each with one line. Base64 of UTF-16
- * both ways: no code page, quote or newline of the host can come between, and every string survives.
- * The scripts run in a runspace of their own, so that `exit` ends a script and not the loop, nothing
- * can wait for a person, and Write-Host cannot break an answer.
+ * Finds the loop's lines in what a process writes, and puts messages of several lines together. A line
+ * is the mark, the kind of message, 1 where it is the message's last, and base64 of UTF-16.
+ */
+function reader(mark: string, hear: (kind: string, text: string) => void) {
+  let unread = ''
+  let parts: Buffer[] = []
+  return (data: string) => {
+    const lines = (unread + data).split('\n')
+    // a line of the loop is short; what goes on and on is a program's, and is nobody's to read
+    unread = lines.pop()?.slice(-1_000_000) ?? ''
+    for (const line of lines) {
+      if (!line.startsWith(mark)) continue
+      parts.push(Buffer.from(line.slice(mark.length + 2), 'base64'))
+      if (line[mark.length + 1] !== '1') continue
+      const text = Buffer.concat(parts).toString('utf16le')
+      parts = []
+      hear(line[mark.length] as string, text)
+    }
+  }
+}
+
+/**
+ * Reads the loop, of so many bytes, and becomes it: the command lines of Windows are too short for
+ * the loop itself. No variable here or there may be called input: by that name PowerShell would
+ * take standard input for itself (PowerShell's ConsoleHost.cs, IsUsingDollarInput).
+ */
+const BOOT = `
+$channel = [Console]::OpenStandardInput()
+$bytes = New-Object byte[] LENGTH
+$at = 0
+while ($at -lt $bytes.Length) {
+  $got = $channel.Read($bytes, $at, $bytes.Length - $at)
+  if ($got -eq 0) { exit 1 }
+  $at += $got
+}
+. ([ScriptBlock]::Create([Text.Encoding]::ASCII.GetString($bytes)))`
+
+/**
+ * Reads scripts from standard input, one a line after its time limit, and answers each. Base64 of
+ * UTF-16 both ways: no code page, quote or newline of the host can come between, and every string
+ * survives. Lines are short enough for a pipe to take each in one piece (4096 bytes), so that what
+ * else is written to the pipe comes between lines and not into them.
+ *
+ * The scripts run in a runspace of their own, so that \`exit\` ends a script and not the loop, nothing
+ * can wait for a person, Write-Host cannot break an answer, and a script can be stopped.
+ *
+ * While a script runs nothing reads standard input: on Windows a program that the script starts would
+ * hang on a pipe that is being read (assumption: GetFileType waits for the reader). That nobody waits
+ * for the answer any more is seen from the other side: once a second the loop writes a line that says
+ * nothing, and where that fails it stops the script and ends. sshd on Windows leaves processes of a
+ * lost connection behind (PowerShell/Win32-OpenSSH#1751).
  */
 const LOOP = `
 $ErrorActionPreference = 'Stop'
+$out = [Console]::OpenStandardOutput()
+try {
+  # the stream that Console gives keeps to itself that nobody reads what it writes
+  $handle = $out.GetType().GetField('_handle', 'Instance, NonPublic').GetValue($out)
+  if ($handle -is [IntPtr]) { $handle = New-Object Microsoft.Win32.SafeHandles.SafeFileHandle $handle, $false }
+  $out = New-Object IO.FileStream $handle, ([IO.FileAccess]::Write), 1
+} catch { } # then a script whose reader has gone runs to its end or to its time limit
+$shell = $null
+$say = {
+  param($kind, $text)
+  $chars = ([string]$text).ToCharArray()
+  $bytes = New-Object byte[] ($chars.Length * 2)
+  [Buffer]::BlockCopy($chars, 0, $bytes, 0, $bytes.Length) # Encoding would replace halves of pairs
+  $at = 0
+  do {
+    $size = [Math]::Min(2700, $bytes.Length - $at)
+    $last = [int]($at + $size -eq $bytes.Length)
+    $line = [string][char]10 + 'MARK' + $kind + $last + [Convert]::ToBase64String($bytes, $at, $size) + [char]10
+    $ascii = [Text.Encoding]::ASCII.GetBytes($line)
+    try {
+      $out.Write($ascii, 0, $ascii.Length)
+      $out.Flush()
+    } catch {
+      if ($shell) { $null = $shell.BeginStop($null, $null).AsyncWaitHandle.WaitOne(3000) }
+      [Environment]::Exit(1)
+    }
+    $at += $size
+  } until ($last)
+}
+$tell = {
+  foreach ($record in $shell.Streams.Warning.ReadAll()) { & $say 'w' $record.Message }
+  foreach ($record in $shell.Streams.Error.ReadAll()) {
+    if ($record.FullyQualifiedErrorId) { & $say 'w' "$($record.Exception.Message) ($($record.FullyQualifiedErrorId))" }
+  }
+  $record = $shell.Streams.Progress.ReadAll() | Select-Object -Last 1
+  if ($record) {
+    $progress = @{ activity = $record.Activity; status = $record.StatusDescription; percent = $record.PercentComplete }
+    & $say 'p' (ConvertTo-Json -InputObject $progress -Compress)
+  }
+}
 $runspace = [RunspaceFactory]::CreateRunspace()
+$runspace.ThreadOptions = 'ReuseThread'
 $runspace.Open()
 $runspace.SessionStateProxy.SetVariable('ErrorActionPreference', 'Stop')
-$runspace.SessionStateProxy.SetVariable('ProgressPreference', 'SilentlyContinue')
-while ($null -ne ($line = [Console]::In.ReadLine())) {
-  $answer = @{ stdout = ''; warnings = @(); error = $null }
+$lines = New-Object IO.StreamReader $channel
+while ($null -ne ($line = $lines.ReadLine())) {
+  $limit, $base64 = $line.Split(' ')
+  $failure = $null
+  $late = $false
   $shell = [PowerShell]::Create()
   $shell.Runspace = $runspace
   try {
-    $text = [Text.Encoding]::Unicode.GetString([Convert]::FromBase64String($line))
+    $text = [Text.Encoding]::Unicode.GetString([Convert]::FromBase64String($base64))
     $null = $shell.AddScript('& {' + $text + [char]10 + '}; ''MARK''', $true)
-    $output = @($shell.Invoke() | ForEach-Object { [string]$_ })
-    if ($output[-1] -ne 'MARK') { throw 'The script left PowerShell by exit' }
-    $answer.stdout = @($output | Select-Object -SkipLast 1) -join [string][char]10
+    $clock = [Diagnostics.Stopwatch]::StartNew()
+    $run = $shell.BeginInvoke()
+    for ($n = 1; -not $run.AsyncWaitHandle.WaitOne(250); $n++) {
+      & $tell
+      if ($n % 4 -eq 0) { & $say '.' }
+      if ([double]$limit -gt 0 -and $clock.Elapsed.TotalSeconds -ge [double]$limit) {
+        $late = $true
+        if ($shell.BeginStop($null, $null).AsyncWaitHandle.WaitOne(3000)) { break }
+        & $say 't'
+        [Environment]::Exit(1)
+      }
+    }
+    $output = @($shell.EndInvoke($run) | ForEach-Object { [string]$_ })
+    if ($output.Length -eq 0 -or $output[-1] -ne 'MARK') { throw 'The script left PowerShell by exit' }
+    $answer = @($output | Select-Object -SkipLast 1) -join [string][char]10
   } catch {
     $record = $_
     if ($_.Exception.InnerException.ErrorRecord) { $record = $_.Exception.InnerException.ErrorRecord }
-    $answer.error = @{
+    $number = $record.InvocationInfo.ScriptLineNumber
+    if ($record.InvocationInfo.ScriptName) {
+      # it failed in a module's file: the line is that of the script's call
+      $frames = ([string]$record.ScriptStackTrace).Split([char]10) -notmatch '[.](psm?1|cdxml):'
+      $number = if ($frames -and $frames[0] -match '([0-9]+)[^0-9]*$') { $Matches[1] } else { 0 }
+    }
+    $failure = @{
       message = [string]$record.Exception.Message
       id = [string]$record.FullyQualifiedErrorId
       hresult = '0x{0:X8}' -f $record.Exception.HResult
+      category = [string]$record.CategoryInfo.Category
+      line = [int]$number
     }
   }
-  $answer.warnings = @($shell.Streams.Warning | ForEach-Object { [string]$_.Message })
+  & $tell
+  if ($late) { & $say 't' }
+  elseif ($failure) { & $say 'e' (ConvertTo-Json -InputObject $failure -Compress) }
+  else { & $say 'o' $answer }
   $shell.Dispose()
-  $json = (ConvertTo-Json -InputObject $answer -Compress).ToCharArray()
-  $bytes = New-Object byte[] ($json.Length * 2)
-  [Buffer]::BlockCopy($json, 0, $bytes, 0, $bytes.Length) # Encoding would replace halves of pairs
-  $line = 'MARK' + [Convert]::ToBase64String($bytes)
-  [Console]::Out.Write([string][char]10 + $line + [char]10)
-  [Console]::Out.Flush()
+  $shell = $null
 }
 `
-
-function decode(answer: string): Answer {
-  return JSON.parse(Buffer.from(answer, 'base64').toString('utf16le')) as Answer
-}
 
 function defaultProgram(): string {
   const windows = process.platform === 'win32' ||

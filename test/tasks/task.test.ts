@@ -1,16 +1,28 @@
-import { deepEqual, equal, match, rejects, throws } from 'node:assert/strict'
+import { deepEqual, equal, match, ok, rejects, throws } from 'node:assert/strict'
+import { execFile } from 'node:child_process'
+import { access, mkdtemp, rm, stat, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import process from 'node:process'
+import { setTimeout as wait } from 'node:timers/promises'
+import { promisify } from 'node:util'
 import { suite } from 'uvu'
 import {
+  ConnectionError,
   HostError,
   literal,
   openPowerShell,
   powershell,
   type PowerShellProcess,
   script,
+  type ScriptProgress,
   type Value,
 } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
+
+const root = join(import.meta.dirname as string, '..', '..')
+const task = join(root, 'tasks', 'task.ts')
+const config = join(root, 'deno.json')
 
 const writing = suite('script')
 
@@ -92,8 +104,43 @@ test('tells a failure in one sentence with its id', async ({ shell: { ps } }) =>
       /^[^\n]+ \(PathNotFound,Microsoft\.PowerShell\.Commands\.GetItemCommand\)$/,
     )
     match(error.hresult, /^0x[0-9A-F]{8}$/)
+    equal(error.category, 'ObjectNotFound')
     return true
   })
+})
+
+test('tells where a script failed, and what it was for', async ({ shell: { using } }) => {
+  const ps = using({ step: 'Make the VM' })
+  const failing = ps`
+    $name = ${'x'}
+    function inner { Get-Item -LiteralPath 'not there' }
+
+    inner "${'y'}"`
+  await fails(failing, (error: HostError) => {
+    equal(error.step, 'Make the VM')
+    equal(error.line?.text, `function inner { Get-Item -LiteralPath 'not there' }`)
+    return true
+  })
+  await fails(ps`1\n  2\n1 +`, (error: HostError) => error.category === 'ParserError')
+})
+
+test('tells the script’s own line where a module’s function failed', async ({ shell: { ps } }) => {
+  const dir = await mkdtemp(join(tmpdir(), 'module-'))
+  const module = join(dir, 'failing.psm1')
+  await writeFile(module, '\n\n\n\n\n\nfunction Fail { Write-Error -ErrorId Sad -Message sad }\n')
+  try {
+    const failing = ps`
+      $module = ${module}
+      Import-Module $module
+      Fail`
+    await fails(failing, (error: HostError) => {
+      equal(error.id, 'Sad,Fail')
+      equal(error.line?.text, 'Fail')
+      return true
+    })
+  } finally {
+    await rm(dir, { recursive: true })
+  }
 })
 
 test('gives a script’s own refusal as it is', async ({ shell: { ps } }) => {
@@ -107,11 +154,63 @@ test('makes an error that PowerShell would go on after a failure', async ({ shel
   await fails(ps`Write-Error 'bad'; 'went on'`, HostError)
 })
 
+test('tells errors that a script let pass as warnings', async ({ shell: { ps }, warnings }) => {
+  warnings.length = 0
+  const { stdout } = await ps`
+    Write-Error 'bad' -ErrorAction Continue
+    Write-Error 'unsaid' -ErrorAction SilentlyContinue
+    Get-Item -LiteralPath 'not there' -ErrorAction Continue
+    'went on'`
+  equal(stdout, 'went on')
+  equal(warnings.length, 2)
+  match(warnings[0] ?? '', /^bad /)
+  match(warnings[1] ?? '', /\(PathNotFound,Microsoft\.PowerShell\.Commands\.GetItemCommand\)$/)
+})
+
 test('is not confused by what else reaches the console', async ({ shell: { ps } }) => {
   const { stdout } = await ps`
-    [Console]::Write('no newline'); Write-Host 'host'; & (Get-Process -Id $PID).Path -NoProfile -Command "'native'" | Out-Null
-    'answer'`
+    [Console]::Write('no newline'); Write-Host 'host'; [Console]::Error.Write('error')
+    $long = 'x' * 3MB
+    [Console]::Write($long); [Console]::Out.WriteLine()
+    & node -p "'native'" | Out-Null
+    # not through PowerShell but to the same pipe, while the answer goes out
+    $other = [Diagnostics.Process]::Start('node', '-e "for (let n = 0; n < 20000; n++) process.stdout.write(String(n))"')
+    'answer' * 200KB
+    $other.WaitForExit()`
+  equal(stdout, 'answer'.repeat(200 * 1024))
+})
+
+test('takes a native program’s output for the script’s', async ({ shell: { ps }, warnings }) => {
+  warnings.length = 0
+  const { stdout } = await ps`& node -e "console.error('words'); console.log('answer')"`
   equal(stdout, 'answer')
+  match(warnings.join(), /words/)
+})
+
+test('is not confused by the console’s code page', async ({ shell: { ps } }) => {
+  for (const page of [936, 437, 65001]) {
+    const { stdout } = await ps`
+      $page = ${page}
+      [Text.Encoding]::RegisterProvider([Text.CodePagesEncodingProvider]::Instance)
+      [Console]::OutputEncoding = [Text.Encoding]::GetEncoding($page)
+      [Console]::Write('桥接'); Write-Host '桥接'
+      '桥接'`
+    equal(stdout, '桥接')
+  }
+})
+
+test('tells how far a script is', async ({ shell: { using } }) => {
+  const told: ScriptProgress[] = []
+  const { stdout } = await using({ onProgress: (progress) => told.push(progress) })`
+    foreach ($n in 1, 2) {
+      Write-Progress -Activity '桥接' -Status "part $n" -PercentComplete ($n * 40)
+      Start-Sleep -Milliseconds 400
+    }
+    Write-Progress -Activity '桥接' -Completed
+    'done'`
+  equal(stdout, 'done')
+  deepEqual(told[0], { activity: '桥接', status: 'part 1', percent: 40 })
+  ok(told.some(({ percent }) => percent === 80))
 })
 
 test('tells warnings apart from the answer', async ({ shell: { ps }, warnings }) => {
@@ -143,19 +242,78 @@ test('carries ten megabytes', async ({ shell: { ps } }) => {
   equal((await ps`'桥' * 5MB`).stdout.length, 5 * 1024 ** 2)
 })
 
-test('fails a script whose PowerShell dies', async () => {
-  const { ps, close } = openPowerShell()
-  await fails(ps`[Environment]::Exit(7)`, {
-    message: 'PowerShell ended in the middle of a script (exit code 7)',
-  })
+test('stops a script at its time limit, names its step, and goes on with the next', async ({ shell }) => {
+  const { ps, using } = shell
+  const dir = await mkdtemp(join(tmpdir(), 'limit-'))
+  try {
+    const begun = performance.now()
+    await fails(
+      using({ step: 'Wait for ever', timeout: 1 })`
+        $file = ${join(dir, 'stopped')}
+        try { while ($true) { Start-Sleep 1 } } finally { [IO.File]::WriteAllText($file, '') }`,
+      (error: HostError) => {
+        equal(error.id, 'TimedOut')
+        equal(error.step, 'Wait for ever')
+        match(error.message, /^Cannot wait longer for "Wait for ever": .+ limit of 1 s/)
+        return true
+      },
+    )
+    ok(performance.now() - begun < 5000)
+    await access(join(dir, 'stopped'))
+    equal((await ps`'still there'`).stdout, 'still there')
+  } finally {
+    await rm(dir, { recursive: true })
+  }
+})
+
+test('ends a PowerShell whose script cannot be stopped at its time limit', async () => {
+  const { using, close } = openPowerShell({ timeout: 1 })
+  const ps = using({})
+  await fails(ps`[Threading.Thread]::Sleep(60000)`, (error: HostError) => error.id === 'TimedOut')
+  await fails(ps`1`, ConnectionError)
   await close()
+})
+
+test('tells a PowerShell that died apart from a script that failed', async () => {
+  const { ps, using, close } = openPowerShell()
+  await fails(using({ step: 'Die' })`[Environment]::Exit(7)`, (error: Error) => {
+    ok(error instanceof ConnectionError && !(error instanceof HostError))
+    match(error.message, /^PowerShell ended in the middle of "Die" \(exit code 7\)/)
+    return true
+  })
+  await fails(ps`1`, ConnectionError)
+  await close()
+})
+
+test('stops a script that nobody waits for any more', async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'gone-'))
+  const file = join(dir, 'beat')
+  try {
+    // a program of its own, which ends without a word in the middle of a script
+    const source = `import { existsSync } from 'node:fs'
+      import process from 'node:process'
+      import { openPowerShell } from ${JSON.stringify(task)}
+      void openPowerShell().ps\`$file = \${${JSON.stringify(file)}}
+        while ($true) { [IO.File]::AppendAllText($file, 'x'); Start-Sleep -Milliseconds 100 }\`
+      while (!existsSync(${JSON.stringify(file)})) await new Promise((done) => setTimeout(done, 50))
+      process.kill(process.pid, 'SIGKILL')`
+    await writeFile(join(dir, 'program.ts'), source)
+    const runtime = 'Deno' in globalThis ? ['run', '-A', '--config', config] : []
+    await rejects(promisify(execFile)(process.execPath, [...runtime, join(dir, 'program.ts')]))
+    await wait(2500)
+    const { size } = await stat(file)
+    await wait(500)
+    equal((await stat(file)).size, size)
+  } finally {
+    await rm(dir, { recursive: true })
+  }
 })
 
 test('ends a script that runs when it is closed', async () => {
   const { ps, close } = openPowerShell()
   await ps`1`
   const sleeping = fails(ps`Start-Sleep 60`, /PowerShell ended in the middle of a script/)
-  await new Promise((resolve) => setTimeout(resolve, 100))
+  await wait(100)
   await close()
   await sleeping
 })
