@@ -16,7 +16,7 @@ import { freeSpace, type Host, localHost } from './run/host.ts'
 import { beginJournal, readJournals, record, stateFolder } from './run/journal.ts'
 import { makePlan, type Plan, size, type Step, type Target, type Wishes } from './run/plan.ts'
 import { describeProgress, measure, type Screen, stopSignal, terminal } from './run/screen.ts'
-import { perform, type Progress, scriptOf, type StepResult } from './run/steps.ts'
+import { perform, powershellFor, type Progress, scriptOf, type StepResult } from './run/steps.ts'
 
 export interface MigrateOptions extends Omit<Wishes, 'memory'> {
   /** A VirtualBox VM by name, a `.vbox`, `.ova` or `.ovf`, or disk images. @default asks, or the demo VM */
@@ -216,7 +216,9 @@ async function rehearse(plan: Plan, host: Host | undefined, screen: Screen): Pro
     if (where === 'here') say(step.already ? 'same' : 'would')
     else if (host === undefined || step.task === 'check-host') continue
     else if (needs.some((need) => changes.has(need))) say('unknown')
-    else say((await perform(step, { ps: host.ps }, true)).changed ? 'would' : 'same')
+    else {say(
+        (await perform(step, { ps: powershellFor(host, step) }, true)).changed ? 'would' : 'same',
+      )}
   }
   const next = changes.size ? 'Nothing was changed: this was a dry run.' : NOTHING_TO_DO
   screen({ event: 'end', outcome: 'dry-run', next: [next] })
@@ -240,7 +242,7 @@ async function run(
       call = { ...step, options: { ...step.options, to, force: dir !== undefined } }
     }
     await record(journal.file, { entry: 'started', step: step.id })
-    const result = await perform(call, { ps: (host as Host)?.ps, signal, onProgress })
+    const result = await perform(call, { ps: powershellFor(host, step), signal, onProgress })
     await record(journal.file, { entry: 'done', step: step.id, result })
     return result
   }
@@ -299,10 +301,10 @@ async function run(
 }
 
 /** Asks every step once more: whatever would still change something is not as planned. */
-async function verify(plan: Plan, { ps }: Host): Promise<void> {
+async function verify(plan: Plan, host: Host): Promise<void> {
   for (const step of plan.steps) {
     if (step.where !== 'host' || step.task === 'check-host') continue
-    if (!(await perform(step, { ps }, true)).changed) continue
+    if (!(await perform(step, { ps: powershellFor(host, step) }, true)).changed) continue
     throw new Error(
       `Cannot confirm the step "${step.title}": asked again, the host is not as it was left`,
     )

@@ -10,7 +10,7 @@ import { type Host, localHost } from './run/host.ts'
 import { type Journal, readJournals, record, stateFolder } from './run/journal.ts'
 import type { Step, StepResult } from './run/plan.ts'
 import { type Screen, terminal } from './run/screen.ts'
-import { takeBack } from './run/steps.ts'
+import { powershellFor, takeBack } from './run/steps.ts'
 
 export interface UndoOptions {
   /** A run by its name, or `last`: the newest that changed something and is not taken back. @default last */
@@ -58,7 +58,8 @@ export async function undo(
           screen({ event: 'step', step: id, title: sentence(step), state })
         say('started')
         try {
-          await takeBack(step.task, result, { ps: (host as Host)?.ps })
+          const ps = powershellFor(host, { ...step, title: sentence(step) })
+          await takeBack(step.task, result, { ps })
         } catch (error) {
           say('failed')
           throw error

@@ -3,12 +3,11 @@ import fs from 'fs-extra'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import process from 'node:process'
-import { openPowerShell, type PowerShell } from '../tasks/task.ts'
+import { openPowerShell, type PowerShellProcess } from '../tasks/task.ts'
 
 const fixtures = join(import.meta.dirname as string, '..', 'fixtures', 'hyper-v')
 
-export interface SimulatedHost {
-  ps: PowerShell
+export interface SimulatedHost extends PowerShellProcess {
   /** A folder for the test's files, removed on close. */
   dir: string
   /** What a program needs in its environment to see this host, for tests of the command line. */
@@ -22,7 +21,6 @@ export interface SimulatedHost {
   /** The cmdlets called so far, in order. */
   calls: () => Promise<{ cmdlet: string }[]>
   warnings: string[]
-  close: () => Promise<void>
 }
 
 export async function simulatedHost(seed: 'laptop' | 'server' = 'laptop'): Promise<SimulatedHost> {
@@ -40,9 +38,13 @@ export async function simulatedHost(seed: 'laptop' | 'server' = 'laptop'): Promi
     SIMULATED_HOST_LOG: log,
   }
   const warnings: string[] = []
-  const { ps, close } = openPowerShell({ env, onWarning: (warning) => warnings.push(warning) })
+  const { ps, using, close } = openPowerShell({
+    env,
+    onWarning: (warning) => warnings.push(warning),
+  })
   return {
     ps,
+    using,
     dir,
     env,
     warnings,

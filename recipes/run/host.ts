@@ -3,20 +3,17 @@ import { statfs } from 'node:fs/promises'
 import { dirname, posix, win32 } from 'node:path'
 import process from 'node:process'
 import { $ } from 'zx'
-import { openPowerShell, type PowerShell, type PowerShellOptions } from '../../tasks/task.ts'
+import { openPowerShell, type PowerShellOptions, type PowerShellProcess } from '../../tasks/task.ts'
 
-export interface Host {
-  ps: PowerShell
+export interface Host extends PowerShellProcess {
   /** Where a path of the host is found from here: the same, but for Windows seen from WSL. */
   here: (path: string) => Promise<string>
-  close: () => Promise<void>
 }
 
 /** This machine's own PowerShell, or in WSL that of the Windows around it. */
 export function localHost(options: PowerShellOptions = {}): Host {
-  const { ps, close } = openPowerShell(options)
   return {
-    ps,
+    ...openPowerShell(options),
     here: async (path) => {
       if (process.platform === 'win32' || !isWindowsPath(path)) return path
       const { stdout } = await $({ quiet: true })`wslpath -u ${path}`
@@ -30,7 +27,6 @@ export function localHost(options: PowerShellOptions = {}): Host {
       }
       return found
     },
-    close,
   }
 }
 

@@ -8,7 +8,7 @@ import { enableNested, undoEnableNested } from '../../tasks/enable-nested.ts'
 import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
 import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
 import { startVm, undoStartVm } from '../../tasks/start-vm.ts'
-import { type PowerShell, script } from '../../tasks/task.ts'
+import { type PowerShell, type PowerShellProcess, script } from '../../tasks/task.ts'
 
 /** What a step may use while it works. */
 export interface Tools {
@@ -78,6 +78,19 @@ export type Call = {
 
 /** What a task answered. The fields beside `changed` are its own. */
 export type StepResult = { changed: boolean; [field: string]: unknown }
+
+/** The host's PowerShell for one step, which its errors name and its time limit ends. */
+export function powershellFor(
+  host: PowerShellProcess | undefined,
+  { task, title, options }: Call & { title: string },
+): PowerShell {
+  // a script looks and changes settings in seconds; only copying and waiting for a guest take longer
+  const waits = task === 'place-disk' ? 24 * 3600 : task === 'start-vm' ? options.timeout ?? 120 : 0
+  return (pieces, ...values) => {
+    if (host === undefined) throw new Error(`Cannot ask a host in "${title}": the plan has none`)
+    return host.using({ step: title, timeout: 600 + waits })(pieces, ...values)
+  }
+}
 
 /** Does a step, or with `dryRun` asks it what it would change. */
 export async function perform(call: Call, tools: Tools, dryRun = false): Promise<StepResult> {

@@ -11,6 +11,7 @@ import { demo } from '../../fixtures/demo.ts'
 import { migrate, type MigrateOptions } from '../../recipes/migrate.ts'
 import type { RunEvent } from '../../recipes/run/screen.ts'
 import { undo } from '../../recipes/undo.ts'
+import { HostError } from '../../tasks/task.ts'
 import { boots } from '../boot.ts'
 import { needs } from '../needs.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
@@ -347,7 +348,12 @@ test('goes on after a step that failed, and undo takes back both runs', async ({
       error: { id: 'OutOfMemory,Microsoft.HyperV.PowerShell.Commands.NewVM', message: 'no memory' },
     }]
   })
-  await rejects(run(options, host), /no memory[\s\S]+Run the same command again/)
+  await rejects(run(options, host), (error: Error) => {
+    match(error.message, /no memory[\s\S]+Run the same command again/)
+    ok(error.cause instanceof HostError && error.cause.line?.text.includes('New-VM'))
+    match(error.cause.step ?? '', /^Make the VM /)
+    return true
+  })
   equal((await host.state()).vms.length, 0)
   await host.change((state) => delete state.faults)
   equal((await run(options, host)).outcome, 'done')
@@ -532,8 +538,13 @@ async function failure(options: MigrateOptions, host?: SimulatedHost): Promise<s
 }
 
 /** The test's host, which a recipe may use but not close. */
-function lent({ ps }: SimulatedHost) {
-  return { ps, here: (path: string) => Promise.resolve(path), close: () => Promise.resolve() }
+function lent({ ps, using }: SimulatedHost) {
+  return {
+    ps,
+    using,
+    here: (path: string) => Promise.resolve(path),
+    close: () => Promise.resolve(),
+  }
 }
 
 function next(events: RunEvent[]): string {
