@@ -233,7 +233,11 @@ export function literal(value: Value): string {
     if (!Number.isFinite(value)) throw new RangeError(`Cannot write ${value} in PowerShell`)
     return Number.isSafeInteger(value) ? `${value}` : `[double]'${value}'`
   }
-  if (typeof value !== 'string') return `@(${value.map(literal).join(', ')})`
+  if (typeof value !== 'string') {
+    // @() would open a list that is the only one in it; a comma keeps it
+    const comma = value.length === 1 && typeof value[0] === 'object' && value[0] ? ', ' : ''
+    return `@(${comma}${value.map(literal).join(', ')})`
+  }
   // PowerShell ends a string at any of five quotes; controls and halves of pairs do not survive a file
   const unsafe =
     // deno-lint-ignore no-control-regex
