@@ -1,6 +1,6 @@
 #!/usr/bin/env zx
 /** Give a Hyper-V VM a network adapter by name: its switch and its MAC address. */
-import { command, dryRun, powershell } from './task.ts'
+import { dryRun, hostCommand, powershell } from './task.ts'
 
 export interface AttachAdapterOptions {
   /** The VM's name. */
@@ -233,7 +233,7 @@ function macAddress(adapter: string, mac: string): string {
   return digits
 }
 
-await command(
+await hostCommand(
   import.meta,
   'Give a VM a network adapter, connect it and set its MAC address',
   {

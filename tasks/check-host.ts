@@ -1,7 +1,7 @@
 #!/usr/bin/env zx
 /** Say what stands in the way of a VM on this host, and what the host has. Changes nothing. */
 import process from 'node:process'
-import { command, powershell } from './task.ts'
+import { hostCommand, powershell } from './task.ts'
 
 export interface CheckHostOptions {
   /** The VM that is to be made. */
@@ -479,7 +479,7 @@ function bareMac(text: string): string {
   return digits
 }
 
-await command(
+await hostCommand(
   import.meta,
   'Say what stands in the way of a VM on this host, and what the host has. Changes nothing. ' +
     'Exit code 0 ready, 1 not ready or not answered',
@@ -499,8 +499,8 @@ await command(
     space: { type: 'number', describe: 'Bytes that are written to --storage' },
     storage: { type: 'string', describe: 'Folder on the host for the disks' },
   },
-  async (options: CheckHostOptions) => {
-    const result = await checkHost(options)
+  async (options: CheckHostOptions, ps) => {
+    const result = await checkHost(options, ps)
     for (const refusal of result.refusals) console.error(refusal)
     if (!result.ready) process.exitCode = 1
     return result

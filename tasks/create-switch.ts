@@ -1,6 +1,6 @@
 #!/usr/bin/env zx
 /** Make a virtual switch: to the network outside, between host and VMs, or among VMs alone. */
-import { command, dryRun, powershell } from './task.ts'
+import { dryRun, hostCommand, powershell } from './task.ts'
 
 export interface CreateSwitchOptions {
   /** The switch's name. */
@@ -277,7 +277,7 @@ export async function undoCreateSwitch(
     if ($null -ne $metric) { Set-NetIPInterface -InterfaceIndex $index -AddressFamily IPv4 -InterfaceMetric $metric }`
 }
 
-await command(
+await hostCommand(
   import.meta,
   'Make a virtual switch: external (on a network adapter), internal (VMs and host) or private',
   {

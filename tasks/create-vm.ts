@@ -1,6 +1,6 @@
 #!/usr/bin/env zx
 /** Make a Hyper-V VM from virtual hard disks, so that its first start boots. */
-import { command, dryRun, powershell } from './task.ts'
+import { dryRun, hostCommand, powershell } from './task.ts'
 
 /** Which boot loaders start: any, those signed for Windows, or those signed for others such as Linux. */
 export type SecureBoot = 'off' | 'windows' | 'linux'
@@ -422,7 +422,7 @@ export function parseMemory(memory: number | string): number {
   )
 }
 
-await command(
+await hostCommand(
   import.meta,
   'Make a VM from virtual hard disks, without starting it',
   {
@@ -450,11 +450,11 @@ await command(
     notes: { type: 'string', describe: 'Notes of a new VM' },
     dryRun,
   },
-  ({ generation = 'auto', ...given }: CommandLine) =>
+  ({ generation = 'auto', ...given }: CommandLine, ps) =>
     createVm({
       ...given,
       generation: generation === 'auto' ? generation : Number(generation) as 1 | 2,
-    }),
+    }, ps),
 )
 
 type CommandLine = Omit<CreateVmOptions, 'generation'> & { generation?: 'auto' | '1' | '2' }

@@ -1,6 +1,6 @@
 #!/usr/bin/env zx
 /** Let a Hyper-V VM run hypervisors of its own, for WSL 2 and Docker inside it. */
-import { command, dryRun, powershell } from './task.ts'
+import { dryRun, hostCommand, powershell } from './task.ts'
 
 export interface EnableNestedOptions {
   /** The VM's name. The VM has to be off. */
@@ -129,7 +129,7 @@ function refuseName(vm: string): void {
   )
 }
 
-await command(
+await hostCommand(
   import.meta,
   'Expose the processor’s virtualization extensions to a VM that is off',
   {

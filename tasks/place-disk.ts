@@ -1,6 +1,6 @@
 #!/usr/bin/env zx
 /** Copy a disk image on the host to where a VM is to have it, checked byte for byte. */
-import { command, dryRun, powershell } from './task.ts'
+import { dryRun, hostCommand, powershell } from './task.ts'
 
 export interface PlaceDiskOptions {
   /** The image on the host. A relative path is taken from PowerShell's current location. */
@@ -86,7 +86,7 @@ export async function undoPlaceDisk(
     }`
 }
 
-await command(
+await hostCommand(
   import.meta,
   'Copy a disk image on the host to where a VM is to have it',
   {

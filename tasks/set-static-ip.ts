@@ -1,6 +1,6 @@
 #!/usr/bin/env zx
 /** Give the host a fixed address on an internal switch, and its VMs a NAT to the network outside. */
-import { command, dryRun, powershell } from './task.ts'
+import { dryRun, hostCommand, powershell } from './task.ts'
 
 export interface SetStaticIpOptions {
   /** Name of the internal switch. */
@@ -234,7 +234,7 @@ function cidr(text: string): { address: string; length: number; network: string 
   return { address, length, network: dotted(start) }
 }
 
-await command(
+await hostCommand(
   import.meta,
   'Give the host a fixed address on an internal switch, and its VMs a NAT to the network outside',
   {

@@ -1,6 +1,6 @@
 #!/usr/bin/env zx
 /** Start a Hyper-V VM, wait until its guest answers, and say at which addresses. */
-import { command, dryRun, powershell } from './task.ts'
+import { dryRun, hostCommand, powershell } from './task.ts'
 
 export interface StartVmOptions {
   /** The VM's name. */
@@ -186,7 +186,7 @@ function refuseName(vm: string): void {
   )
 }
 
-await command(
+await hostCommand(
   import.meta,
   'Start a VM, wait until its guest answers, and say at which addresses',
   {

@@ -4,8 +4,8 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { existsSync } from 'node:fs'
-import { relative, resolve } from 'node:path'
+import { existsSync, lstatSync, mkdirSync } from 'node:fs'
+import { join, relative, resolve } from 'node:path'
 import process from 'node:process'
 import yargs, { type Options } from 'yargs'
 import { $ } from 'zx'
@@ -89,7 +89,14 @@ export interface ScriptProgress {
 }
 
 export interface PowerShellOptions extends ScriptOptions {
-  /** @default POWERSHELL, else powershell.exe on Windows and in WSL, else pwsh */
+  /**
+   * `local`, or `ssh://[user@]host[:port]`, for which the system's own ssh is asked: its
+   * configuration, agent and known hosts hold. `?powershell=pwsh` names another PowerShell than
+   * powershell.exe there.
+   * @default local
+   */
+  host?: string | undefined
+  /** The local PowerShell. @default POWERSHELL, else powershell.exe on Windows and in WSL, else pwsh */
   program?: string | undefined
   /** @default this process's own */
   env?: NodeJS.ProcessEnv | undefined
@@ -107,59 +114,53 @@ export const powershell: PowerShell = async (pieces, ...values) => {
 
 /** Starts PowerShell once for many scripts. Fails at the first script when the program is absent. */
 export function openPowerShell(
-  { program = defaultProgram(), env = process.env, ...common }: PowerShellOptions = {},
+  { host = 'local', program, env = process.env, ...common }: PowerShellOptions = {},
 ): PowerShellProcess {
+  const way = host === 'local' ? here(program) : overSsh(parseHost(host), env)
   const mark = randomBytes(12).toString('hex')
   const loop = Buffer.from(LOOP.replaceAll('MARK', mark))
   const command = Buffer.from(BOOT.replace('LENGTH', `${loop.length}`), 'utf16le')
-  const args = ['-NoLogo', '-NoProfile', '-NonInteractive', '-ExecutionPolicy', 'Bypass']
+  const args = [...POWERSHELL_ARGS, '-EncodedCommand', command.toString('base64')]
   const child = $({
     quiet: true,
     nothrow: true,
-    env: forProgram(program, env),
+    env: forProgram(way.program, env),
     quote: (text) => text,
     // zx knows shells by `-c`, which would load the user's profile
     spawn: ((_shell: string, _args: string[], options: object) =>
-      spawn(program, [...args, '-EncodedCommand', command.toString('base64')], {
+      spawn(way.program, way.args(args), {
         ...options,
         shell: false,
         // Ctrl-C is for the kit, which then ends PowerShell in order
         detached: process.platform !== 'win32',
       })) as unknown as typeof spawn,
-  })`${program}`
+  })`${way.program}`
   // zx starts a process a moment later unless asked for it
   const running = child.run().child as ChildProcess
   const { stdin, stdout } = running
-  let started = true
-  running.once('error', () => started = false)
+  let stage: Stage = 'start'
+  running.once('error', () => stage = 'absent')
   let hear: (kind: string, text: string) => void = () => {}
-  const receive = reader(mark, (kind, text) => hear(kind, text))
+  const receive = reader(mark, (kind, text) => {
+    stage = 'script'
+    hear(kind, text)
+  })
   stdout?.setEncoding('latin1').on('data', receive)
   stdin?.on('error', () => {}) // the end of the process says why
   stdin?.write(loop)
   const ended = child.then<End>(({ signal, exitCode, stderr }) => ({
     how: signal ?? `exit code ${exitCode}`,
-    words: plain(stderr).slice(-500),
+    words: plain(stderr).slice(-2000),
   }))
-  const kill = () => {
+  const kill = (signal: NodeJS.Signals = 'SIGTERM') => {
     try {
       // with what the script has started
-      if (process.platform !== 'win32' && running.pid) process.kill(-running.pid, 'SIGTERM')
-      else running.kill()
+      if (process.platform !== 'win32' && running.pid) process.kill(-running.pid, signal)
+      else running.kill(signal)
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
     }
   }
-  const connectionError = ({ how, words }: End, step?: string) =>
-    new ConnectionError(
-      !started
-        ? `Cannot start PowerShell: no program "${program}" is on PATH. ` +
-          'Set POWERSHELL to the PowerShell to use, or install one: https://aka.ms/powershell'
-        : `PowerShell ended in the middle of ${
-          step === undefined ? 'a script' : `"${step}"`
-        } (${how})${words ? `: ${words}` : ''}`,
-    )
-
   const send = async (text: string, options: ScriptOptions) => {
     const { step, timeout, onWarning = warn, onProgress } = options
     let timer: NodeJS.Timeout | undefined
@@ -173,7 +174,7 @@ export function openPowerShell(
           else if (kind === 'w') onWarning(said)
           else if (kind === 'p') onProgress?.(JSON.parse(said) as ScriptProgress)
         }
-        void ended.then((end) => reject(connectionError(end as End, step)))
+        void ended.then((end) => reject(new ConnectionError(way.ended(stage, end as End, step))))
         if (timeout !== undefined) {
           // the far side keeps the limit; this is for one that does not even do that
           timer = setTimeout(() => (late(), kill()), (timeout + GRACE) * 1000)
@@ -199,7 +200,7 @@ export function openPowerShell(
     close: async () => {
       stdin?.end()
       if (waiting > 0) kill()
-      const timer = setTimeout(kill, 5000)
+      const timer = setTimeout(() => kill('SIGKILL'), 5000)
       await ended
       clearTimeout(timer)
     },
@@ -266,9 +267,40 @@ export async function command<T>(
   run: (options: T) => Promise<unknown>,
 ): Promise<void> {
   const given = await commandLine<T>(meta, description, options)
-  if (given === undefined) return
+  if (given !== undefined) await report(() => run(given))
+}
+
+/** The command of a task that works on a host, which `--host` names. */
+export async function hostCommand<T extends object>(
+  meta: ImportMeta,
+  description: string,
+  options: Record<string, Option>,
+  run: (options: T, ps: PowerShell) => Promise<unknown>,
+): Promise<void> {
+  const host: Option = {
+    type: 'string',
+    describe: 'local, or ssh://[user@]host[:port] [default: local]',
+  }
+  const all = await commandLine<T & { host?: string }>(meta, description, { ...options, host })
+  if (all === undefined) return
+  const { host: named, ...given } = all
+  await report(async () => {
+    let opened: PowerShellProcess | undefined
+    try {
+      // started when the task asks, so that it refuses what it cannot take without a host
+      return await run(given as T, (pieces, ...values) => {
+        opened ??= openPowerShell({ host: named })
+        return opened.ps(pieces, ...values)
+      })
+    } finally {
+      await opened?.close()
+    }
+  })
+}
+
+async function report(work: () => Promise<unknown>): Promise<void> {
   try {
-    const result = await run(given)
+    const result = await work()
     console.log(JSON.stringify(result))
     const restart = (result as { restartNeeded?: boolean } | undefined)?.restartNeeded
     if (restart) process.exitCode = process.platform === 'win32' ? 3010 : 1
@@ -362,6 +394,162 @@ interface End {
   words: string
 }
 
+/** How far a process came before it ended: its program is absent, it never answered, or it did. */
+type Stage = 'absent' | 'start' | 'script'
+
+/** The way to a PowerShell: what to start, and what it means that it ended. */
+interface Way {
+  program: string
+  /** Arguments, for PowerShell's own. */
+  args: (powershell: string[]) => string[]
+  ended: (stage: Stage, end: End, step: string | undefined) => string
+}
+
+const POWERSHELL_ARGS = ['-NoLogo', '-NoProfile', '-NonInteractive', '-ExecutionPolicy', 'Bypass']
+
+function here(program = defaultProgram()): Way {
+  return {
+    program,
+    args: (powershell) => powershell,
+    ended: (stage, { how, words }, step) =>
+      stage === 'absent'
+        ? `Cannot start PowerShell: no program "${program}" is on PATH. ` +
+          'Set POWERSHELL to the PowerShell to use, or install one: https://aka.ms/powershell'
+        : `PowerShell ended in the middle of ${named(step)} (${how})${
+          words && `: ${words}`
+        }. ${AGAIN}`,
+  }
+}
+
+/**
+ * PowerShell at the other end of ssh. The command is one that cmd, PowerShell and POSIX shells read
+ * alike, and short enough for cmd (8191 characters). ssh asks nothing (BatchMode), and what it thinks
+ * of host keys is the user's configuration's and is left alone. Commands that follow soon after share
+ * one connection, where ssh can.
+ */
+function overSsh({ name, user, port, program }: SshHost, env: NodeJS.ProcessEnv): Way {
+  const options = {
+    BatchMode: 'yes',
+    ConnectTimeout: '30',
+    // a broken link is noticed within a minute
+    ServerAliveInterval: '15',
+    ServerAliveCountMax: '3',
+    ClearAllForwardings: 'yes',
+    RemoteCommand: 'none',
+    RequestTTY: 'no',
+    ...sharedConnection(env),
+  }
+  const where = [...(port ? ['-p', port] : []), ...(user ? ['-l', user] : []), '--', name]
+  const typed = [
+    ...where.filter((word) => word !== '--').map((word) => /[\\ ]/.test(word) ? `"${word}"` : word),
+  ].join(' ')
+  return {
+    program: 'ssh',
+    args: (powershell) => [
+      ...Object.entries(options).flatMap(([option, value]) => ['-o', `${option}=${value}`]),
+      ...where,
+      [program, ...powershell].join(' '),
+    ],
+    ended: (stage, { how, words }, step) => {
+      const cannot = `Cannot connect to "${name}":`
+      if (stage === 'absent') {
+        return `${cannot} no program "ssh" is on PATH. Install OpenSSH's client, on Windows: ` +
+          'Add-WindowsCapability -Online -Name OpenSSH.Client~~~~0.0.1.0'
+      }
+      if (stage === 'script') {
+        return `The connection to "${name}" was lost in the middle of ${named(step)} (${how})${
+          words && `: ${words}`
+        }. ${AGAIN}`
+      }
+      if (/IDENTIFICATION HAS CHANGED/.test(words)) {
+        const known = port && port !== '22' ? `[${name}]:${port}` : name
+        return `${cannot} its host key is not the one that is known, so it may be another machine that ` +
+          'answers. Ask whoever runs it, compare the fingerprint with what it says itself (there: ' +
+          `${FINGERPRINT}), and only then forget the old key. Run: ssh-keygen -R "${known}"`
+      }
+      if (/Host key verification failed/.test(words)) {
+        return `${cannot} its host key is not known here. Compare the fingerprint that ssh shows with what ` +
+          `the host says itself (there: ${FINGERPRINT}), and answer yes. Run: ssh ${typed} exit`
+      }
+      if (/Permission denied|Too many authentication failures/.test(words)) {
+        return `${cannot} it takes none of the keys that ssh offers, and no password is asked for. Put your ` +
+          'public key there (administrators: C:\\ProgramData\\ssh\\administrators_authorized_keys), and see that ' +
+          `this works without a question. Run: ssh -o BatchMode=yes ${typed} exit`
+      }
+      if (
+        /exit code (127|9009)/.test(how) || /CommandNotFoundException|not recognized/.test(words)
+      ) {
+        return `${cannot} there is no program "${program}". If PowerShell has another name there, ` +
+          `write it so: ssh://${name}?powershell=pwsh`
+      }
+      return `${cannot} ${words || how}. See whether ssh gets there, and whether sshd runs there ` +
+        `(Start-Service sshd). Run: ssh ${typed} exit`
+    },
+  }
+}
+
+const AGAIN = 'Run the same again: it goes on from what is done'
+
+const FINGERPRINT = 'ssh-keygen -lf C:\\ProgramData\\ssh\\ssh_host_ed25519_key.pub'
+
+interface SshHost {
+  name: string
+  user: string | undefined
+  port: string | undefined
+  /** PowerShell's name there. */
+  program: string
+}
+
+/** Takes `ssh://[user@]host[:port][?powershell=PROGRAM]` apart, and refuses what ssh or a shell could misread. */
+export function parseHost(host: string): SshHost {
+  const [, login, bare, bracketed, port, program = 'powershell.exe'] = host.match(
+    /^ssh:\/\/(?:([^@/?#]*)@)?(?:([\p{L}\p{N}_.-]+)|\[([\da-f:.]+(?:%[\w.-]+)?)\])(?::(\d{1,5}))?\/?(?:\?powershell=([\w./~:\\-]+))?$/iu,
+  ) ?? []
+  const name = bare ?? bracketed
+  let user = login
+  try {
+    user = login && decodeURIComponent(login)
+  } catch {
+    user = ''
+  }
+  // a user may be DOMAIN\name; ssh gives the name to the commands of its configuration
+  const strange = [name, user, program].some((word) =>
+    word?.startsWith('-') || word === '' || /[^\p{L}\p{N}_.%@:/~ \\-]/u.test(word ?? '')
+  )
+  if (name === undefined || strange || Number(port ?? 22) > 65535 || port === '0') {
+    throw new TypeError(
+      `Cannot use ${JSON.stringify(host)} as a host: it is local, or ssh://[user@]host[:port]. ` +
+        'Example: ssh://admin@hyperv.lan',
+    )
+  }
+  return { name, user, port, program }
+}
+
+/**
+ * Options with which commands that follow within a minute use the connection that is there, through a
+ * socket in a folder that only this user can enter. ssh on Windows has no such sockets, and fails where
+ * its configuration asks for them (PowerShell/Win32-OpenSSH#1328).
+ */
+function sharedConnection(env: NodeJS.ProcessEnv): Record<string, string> {
+  const user = process.getuid?.()
+  if (user === undefined) return { ControlMaster: 'no', ControlPath: 'none' }
+  const folder = join(env.XDG_RUNTIME_DIR || '/tmp', `vbox-to-hyperv-${user}`)
+  try {
+    mkdirSync(folder, { recursive: true, mode: 0o700 })
+    const found = lstatSync(folder)
+    const own = found.isDirectory() && found.uid === user && (found.mode & 0o077) === 0
+    // a socket's path has 104 characters at most, and ssh adds 17 while it makes one
+    if (!own || folder.length > 44) return {}
+  } catch {
+    return {} // each command then connects for itself
+  }
+  return { ControlMaster: 'auto', ControlPath: join(folder, '%C'), ControlPersist: '60' }
+}
+
+function named(step: string | undefined): string {
+  return step === undefined ? 'a script' : `"${step}"`
+}
+
 interface Failure {
   message: string
   id: string
@@ -383,9 +571,7 @@ function hostError({ line, ...failure }: Failure, script: string, step?: string)
 
 function timedOut({ step, timeout }: ScriptOptions): HostError {
   return new HostError(
-    `Cannot wait longer for ${
-      step === undefined ? 'a script' : `"${step}"`
-    }: it ran into its time ` +
+    `Cannot wait longer for ${named(step)}: it ran into its time ` +
       `limit of ${timeout} s and was stopped. See what keeps the host busy, and run the same again`,
     { id: 'TimedOut', category: 'OperationTimeout', step },
   )
@@ -491,6 +677,7 @@ $runspace.ThreadOptions = 'ReuseThread'
 $runspace.Open()
 $runspace.SessionStateProxy.SetVariable('ErrorActionPreference', 'Stop')
 $lines = New-Object IO.StreamReader $channel
+& $say 'h'
 while ($null -ne ($line = $lines.ReadLine())) {
   $limit, $base64 = $line.Split(' ')
   $failure = $null

@@ -1,6 +1,6 @@
 #!/usr/bin/env zx
 /** Share an external switch's network adapter with the host, or leave it to the VMs. */
-import { command, dryRun, powershell } from './task.ts'
+import { dryRun, hostCommand, powershell } from './task.ts'
 
 export interface ToggleShareOptions {
   /** `on`, `off`, or `status` to only ask. */
@@ -171,7 +171,7 @@ async function share(
   return JSON.parse(stdout) as ToggleShareResult | null
 }
 
-await command(
+await hostCommand(
   import.meta,
   'Share an external switch’s network adapter with the host (on), or leave it to the VMs (off)',
   {
