@@ -67,6 +67,8 @@ export interface VdiOptions {
   modified?: string
   /** Of a differencing image, the parent's two identifiers, and what the parent holds. */
   parent?: { uuid: string; modified: string; data: Buffer }
+  /** Bytes. @default 1 MB */
+  blockSize?: number
 }
 
 export const NO_UUID = '00000000-0000-0000-0000-000000000000'
@@ -79,28 +81,29 @@ export function guid(text: string): Buffer {
 }
 
 /**
- * A VDI with blocks of 1 MB. Zero blocks have no place, every other of them as discarded ones; a
+ * A VDI. Zero blocks have no place, every other of them as discarded ones; a
  * differencing image has those that differ from its parent.
  */
 export function vdi(data: Buffer, options: VdiOptions = {}): Buffer {
-  const { reversed = false, version = 0x10001, parent } = options
+  const { reversed = false, version = 0x10001, parent, blockSize = MB } = options
   const {
     uuid = '33323130-3534-3736-3839-616263646566',
     modified = '62646566-3938-3736-3534-333231306665',
   } = options
   const type = options.type ?? (parent ? 4 : 1)
-  const count = Math.ceil(data.length / MB)
+  const count = Math.ceil(data.length / blockSize)
   const all = Array.from({ length: count }, (_, block) => block)
-  const part = (of: Buffer, block: number) => of.subarray(block * MB, (block + 1) * MB)
+  const part = (of: Buffer, block: number) =>
+    of.subarray(block * blockSize, (block + 1) * blockSize)
   const used = all.filter((block) =>
     type === 2 ||
     !isZero(part(data, block)) && !(parent && part(data, block).equals(part(parent.data, block)))
   )
   if (reversed) used.reverse()
   const old = version < 0x10000
-  const offBlocks = old ? 0x1a4 : MB
-  const offData = old ? offBlocks + count * 4 : 2 * MB
-  const image = Buffer.alloc(offData + used.length * MB)
+  const offBlocks = old ? 0x1a4 : blockSize
+  const offData = old ? offBlocks + count * 4 : 2 * blockSize
+  const image = Buffer.alloc(offData + used.length * blockSize)
   image.write('<<< Oracle VM VirtualBox Disk Image >>>\n')
   image.writeUInt32LE(0xbeda107f, 0x40)
   image.writeUInt32LE(version, 0x44)
@@ -108,7 +111,7 @@ export function vdi(data: Buffer, options: VdiOptions = {}): Buffer {
   if (old) {
     image.writeUInt32LE(type, 0x48)
     image.writeBigUInt64LE(BigInt(data.length), 0x160)
-    image.writeUInt32LE(MB, 0x168)
+    image.writeUInt32LE(blockSize, 0x168)
     image.writeUInt32LE(count, 0x16c)
     image.writeUInt32LE(used.length, 0x170)
     Buffer.concat([guid(uuid), guid(modified), link]).copy(image, 0x174, 0, 48)
@@ -119,7 +122,7 @@ export function vdi(data: Buffer, options: VdiOptions = {}): Buffer {
     image.writeUInt32LE(offData, 0x158)
     image.writeUInt32LE(512, 0x168)
     image.writeBigUInt64LE(BigInt(data.length), 0x170)
-    image.writeUInt32LE(MB, 0x178)
+    image.writeUInt32LE(blockSize, 0x178)
     image.writeUInt32LE(count, 0x180)
     image.writeUInt32LE(used.length, 0x184)
     Buffer.concat([guid(uuid), guid(modified), link]).copy(image, 0x188)
@@ -130,7 +133,7 @@ export function vdi(data: Buffer, options: VdiOptions = {}): Buffer {
     const same = parent && part(data, block).equals(part(parent.data, block))
     const none = parent ? same ? 0xffffffff : 0xfffffffe : 0xffffffff - block % 2
     image.writeUInt32LE(at >= 0 ? at : none, offBlocks + block * 4)
-    if (at >= 0) data.copy(image, offData + at * MB, block * MB, (block + 1) * MB)
+    if (at >= 0) part(data, block).copy(image, offData + at * blockSize)
   }
   return image
 }
@@ -249,12 +252,16 @@ export function vmfsSparse(
   return Buffer.concat([image, ...grains])
 }
 
-/** A dynamic VHD with blocks of 2 MB; with a parent a differencing one, in which `changed` sectors are. */
-export function vhd(data: Buffer, { id = 'fedcba98-7654-3210-0123-456789abcdef', parent }: {
-  id?: string
-  parent?: { id: string; path: string; changed: (sector: number) => boolean }
-} = {}): Buffer {
-  const size = 2 * MB
+/** A dynamic VHD; with a parent a differencing one, in which `changed` sectors are. */
+export function vhd(
+  data: Buffer,
+  { id = 'fedcba98-7654-3210-0123-456789abcdef', parent, blockSize: size = 2 * MB }: {
+    id?: string
+    parent?: { id: string; path: string; changed: (sector: number) => boolean }
+    /** Bytes, 2 MB at most. @default 2 MB */
+    blockSize?: number
+  } = {},
+): Buffer {
   const blocks = Math.ceil(data.length / size)
   const bytes = (uuid: string) => Buffer.from(uuid.replaceAll('-', ''), 'hex')
   const footer = Buffer.alloc(SECTOR)
@@ -335,25 +342,25 @@ export interface VhdxOptions {
   parent?: { written: string; path: string; changed: (sector: number) => boolean }
   /** Leaves the block allocation table to a log that was not replayed. */
   dirty?: boolean
+  /** Bytes. @default 2 MB */
+  blockSize?: number
 }
 
 export const VHDX = { log: MB, metadata: 2 * MB, bat: 3 * MB, bitmap: 4 * MB, blocks: 5 * MB }
-const BLOCK = 2 * MB
-
-/** A VHDX with blocks of 2 MB. */
+/** A VHDX. */
 export function vhdx(data: Buffer, options: VhdxOptions = {}): Buffer {
-  const { sectorSize = 512, parent, dirty = false } = options
+  const { sectorSize = 512, parent, dirty = false, blockSize = 2 * MB } = options
   const { diskId = '10101010-2020-3030-4040-505050505050' } = options
   const { written = '61616161-6262-6363-6464-656565656565' } = options
-  const blocks = Math.ceil(data.length / BLOCK)
-  const perBlock = BLOCK / sectorSize
+  const blocks = Math.ceil(data.length / blockSize)
+  const perBlock = blockSize / sectorSize
   const stored = Array.from({ length: blocks }, (_, block) => block).filter((block) => {
-    if (!parent) return !isZero(data.subarray(block * BLOCK, (block + 1) * BLOCK))
+    if (!parent) return !isZero(data.subarray(block * blockSize, (block + 1) * blockSize))
     return Array.from({ length: perBlock }).some((_, sector) =>
       parent.changed(block * perBlock + sector)
     )
   })
-  const image = Buffer.alloc(VHDX.blocks + stored.length * BLOCK)
+  const image = Buffer.alloc(VHDX.blocks + stored.length * blockSize)
   image.write('vhdxfile')
   const logGuid = '77777777-7777-7777-7777-777777777777'
   ;[64 * 1024, 128 * 1024].forEach((at, index) => {
@@ -391,7 +398,7 @@ export function vhdx(data: Buffer, options: VhdxOptions = {}): Buffer {
   const items: [id: string, data: Buffer][] = [
     [
       'caa16737-fa36-4d43-b3b6-33f0aa44e76b',
-      Buffer.concat([number(BLOCK, 4), number(parent ? 2 : 0, 4)]),
+      Buffer.concat([number(blockSize, 4), number(parent ? 2 : 0, 4)]),
     ],
     ['2fa54224-cd1b-4876-b211-5dbed83bf4b8', number(data.length, 8)],
     ['beca12ab-b2e6-4523-93ef-c309e000c746', guid(diskId)],
@@ -420,11 +427,11 @@ export function vhdx(data: Buffer, options: VhdxOptions = {}): Buffer {
     offset += bytes.length
   })
   const table = Buffer.alloc(4096)
-  const ratio = 2 ** 23 * sectorSize / BLOCK
+  const ratio = 2 ** 23 * sectorSize / blockSize
   stored.forEach((block, index) => {
-    const at = VHDX.blocks + index * BLOCK
+    const at = VHDX.blocks + index * blockSize
     table.writeBigUInt64LE((BigInt(at / MB) << 20n) | (parent ? 7n : 6n), block * 8)
-    data.copy(image, at, block * BLOCK, (block + 1) * BLOCK)
+    data.copy(image, at, block * blockSize, (block + 1) * blockSize)
     for (let sector = block * perBlock; parent && sector < (block + 1) * perBlock; sector++) {
       if (parent.changed(sector)) {
         const byte = VHDX.bitmap + (sector >> 3)
