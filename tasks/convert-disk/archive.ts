@@ -18,8 +18,8 @@ export interface Member {
 const RECORD = 512
 /** More than any export has: a list that takes long is no list of one. */
 const MOST_MEMBERS = 10_000
-/** The most of a text that is read into memory. */
-const MOST_TEXT = 16 * MB
+/** The most of a text that is read into memory. An OVF of many snapshots has some 100 KB, and takes 60 times that to parse. */
+const MOST_TEXT = 2 * MB
 
 export async function isTar(bytes: Bytes): Promise<boolean> {
   return bytes.size >= 2 * RECORD && sumIsRight(await bytes.read(0, RECORD))
@@ -54,7 +54,8 @@ export async function listMembers(archive: Bytes): Promise<Member[]> {
           throw refuse('a member is stored sparse, which no export is')
         }
         longName = records.get('path') ?? longName
-        if (records.has('size')) longSize = Number(records.get('size'))
+        const size = records.get('size')
+        if (size !== undefined) longSize = /^\d+$/.test(size) ? Number(size) : NaN
       }
     } else {
       const prefix = header.toString('latin1', 257, 263) === 'ustar\0'
@@ -67,7 +68,9 @@ export async function listMembers(archive: Bytes): Promise<Member[]> {
         throw refuse(`the name "${printable(name)}" leads out of the archive`)
       }
       if (type === '0' || type === '\0' || type === '7') members.push({ name, offset, size })
-      else if (type !== '5') throw refuse(`"${printable(name)}" is no plain file (type ${type})`)
+      else if (type !== '5') {
+        throw refuse(`"${printable(name)}" is no plain file (type ${printable(type)})`)
+      }
     }
     at = offset + Math.ceil(size / RECORD) * RECORD
   }
@@ -108,16 +111,23 @@ export interface DiskFile {
 /** The disks of an OVF that have files, in its order. */
 export async function disksOf(ovf: Bytes): Promise<DiskFile[]> {
   const parser = new XMLParser({ ignoreAttributes: false, removeNSPrefix: true })
+  const text = await readText(ovf)
+  const damaged = new ImageError(ovf, 0, 'its XML is damaged. Export the VM again')
+  if (text.includes('\0')) throw damaged
   let envelope
   try {
-    envelope = parser.parse(await readText(ovf))?.Envelope
-  } catch (error) {
-    throw new ImageError(ovf, 0, `it is no XML: ${(error as Error).message}`)
+    envelope = parser.parse(text)?.Envelope
+  } catch {
+    throw damaged // the parser's own words quote the file
   }
-  const files = list(envelope?.References?.File)
+  const files = new Map(list(envelope?.References?.File).map((file) => [file['@_id'], file]))
   return list(envelope?.DiskSection?.Disk).flatMap((disk) => {
-    const file = files.find((file) => file['@_id'] === disk['@_fileRef'])
+    const reference = disk['@_fileRef']
+    const file = reference === undefined ? undefined : files.get(reference)
     if (!file) return [] // an empty disk has no file
+    if (file['@_href'] === undefined) {
+      throw new ImageError(ovf, 0, `its file "${printable(String(reference))}" has no name`)
+    }
     const name = String(file['@_href'])
     const refuse = (reason: string) => {
       return new ImageError(ovf, 0, `its disk "${printable(name)}" ${reason}`)
@@ -217,7 +227,10 @@ function paxRecords(data: Buffer): Map<string, string> | undefined {
 
 /** Octal text, or where that is too short a number of 96 bits, marked by its first. */
 function sizeOf(header: Buffer): number {
-  if ((header[124] as number) & 0x80) return Number(header.readBigUInt64BE(128))
+  if ((header[124] as number) & 0x80) {
+    const above = header.readUInt32BE(124)
+    return above === 0x80000000 ? Number(header.readBigUInt64BE(128)) : NaN
+  }
   const text = string(header, 124, 12).trim()
   return /^[0-7]*$/.test(text) ? Number.parseInt(text || '0', 8) : NaN
 }

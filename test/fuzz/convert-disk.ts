@@ -15,6 +15,7 @@ import { Worker } from 'node:worker_threads'
 import { gunzipSync } from 'node:zlib'
 import yargs from 'yargs'
 import { convertDisk, type ConvertDiskResult, inspectDisk } from '../../tasks/convert-disk.ts'
+import { printable } from '../../tasks/convert-disk/image.ts'
 import { random } from '../tasks/convert-disk/images.ts'
 import { type Base, makeBases } from './convert-disk/bases.ts'
 import { type Mutant, mutate } from './convert-disk/mutate.ts'
@@ -49,8 +50,8 @@ export interface FuzzResult {
   /** By format. */
   counts: Record<string, { read: number; refused: number; failed: number }>
   failures: Failure[]
-  /** Milliseconds of the slowest case. */
-  slowest: number
+  /** The case that took longest, and its milliseconds. */
+  slowest: { number: number; time: number }
   /** Reasons of refusals, and how often each was given: numbers and names left out. */
   reasons: Map<string, number>
 }
@@ -72,7 +73,12 @@ export async function fuzz(options: FuzzOptions = {}): Promise<FuzzResult> {
   bases ??= makeBases()
   const chosen = bases.filter((base) => format === undefined || base.format === format)
   const root = fs.mkdtempSync(join(fs.existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'fuzz-'))
-  const result: FuzzResult = { counts: {}, failures: [], slowest: 0, reasons: new Map() }
+  const result: FuzzResult = {
+    counts: {},
+    failures: [],
+    slowest: { number: first, time: 0 },
+    reasons: new Map(),
+  }
   try {
     for (let number = first; number < first + cases; number++) {
       onCase?.(number)
@@ -82,7 +88,7 @@ export async function fuzz(options: FuzzOptions = {}): Promise<FuzzResult> {
       if (!base) throw new Error(`Cannot fuzz ${format}: there is no such format`)
       const mutant = mutate(base, bases, below)
       const outcome = await runCase(join(root, 'vms', 'vm'), mutant, below)
-      result.slowest = Math.max(result.slowest, outcome.time)
+      if (outcome.time > result.slowest.time) result.slowest = { number, time: outcome.time }
       const count = result.counts[base.format] ??= { read: 0, refused: 0, failed: 0 }
       count[outcome.failure !== undefined ? 'failed' : outcome.refusal ? 'refused' : 'read']++
       if (outcome.refusal !== undefined) {
@@ -404,11 +410,14 @@ async function main(): Promise<void> {
     }
   }
   for (const { seed, number, base, what, done } of result.failures) {
-    console.log(`Seed ${seed} case ${number}, ${base} (${done.join('; ')}): ${what}`)
+    console.log(printable(`Seed ${seed} case ${number}, ${base} (${done.join('; ')}): ${what}`))
   }
   const seconds = Math.round((performance.now() - start) / 1000)
   const peak = Math.round(process.resourceUsage().maxRSS / 1024)
-  console.log(`${seconds} s, the slowest ${Math.round(result.slowest)} ms, ${peak} MB at most`)
+  const { number, time } = result.slowest
+  console.log(
+    `${seconds} s, case ${number} the slowest: ${Math.round(time)} ms, ${peak} MB at most`,
+  )
   process.exitCode = result.failures.length > 0 ? 1 : 0
 }
 

@@ -341,6 +341,102 @@ microsoft('refuses a damaged VHDX', async ({ dir }) => {
 
 microsoft.run()
 
+const exports = suite<Context>('an OVA or OVF')
+exports.before.each(open)
+exports.after.each(close)
+
+exports('that is damaged is refused in words of this kit', async ({ dir }) => {
+  const whole = ovf('a.vmdk')
+  const envelope = (inside: string) => `<?xml version="1.0"?><Envelope>${inside}</Envelope>`
+  const bomb = '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">' +
+    '<!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;"><!ENTITY d "&c;&c;&c;&c;&c;&c;&c;&c;">]>'
+  for (
+    const broken of [
+      ...[whole.slice(0, 50), whole.slice(0, -20) + '\0</', `${whole.slice(0, 99)}\u001b[31m<`],
+      envelope('\0').padEnd(3 * MB),
+    ]
+  ) {
+    const reason = /its XML is damaged|it has \d+ bytes, which no such text has/
+    await refuses(dir, 'a.ovf', broken, reason)
+    await refuses(dir, 'a.ova', tar([{ name: 'a.ovf', data: broken }]), reason)
+  }
+  const from = join(dir, 'a.ovf')
+  for (const inside of ['<a>'.repeat(100_000), '<a>&d;&d;&d;</a>'.repeat(10_000)]) {
+    await fs.writeFile(from, bomb + envelope(inside))
+    const [start, memory] = [performance.now(), process.memoryUsage().rss]
+    const reason = /^Cannot read "[^"]+": (its XML is damaged|it has no disk)\. Export the VM again/
+    await rejects(convertDisk({ from, to: join(dir, 'a.vhdx') }), { message: reason })
+    ok(performance.now() - start < 4000)
+    ok(process.memoryUsage().rss - memory < 200 * MB)
+  }
+  await refuses(dir, 'a.ovf', whole.replace('ovf:href="a.vmdk"', ''), /its file "f0" has no name/)
+  const unnamed = tar([{ name: 'a.vmdk', data: 'x', type: '\n' }])
+  await refuses(dir, 'a.ova', unnamed, /"a\.vmdk" is no plain file \(type \\u000a\)/)
+})
+
+exports('has no disk where neither disk nor file is named', async ({ dir }) => {
+  const from = join(dir, 'a.ovf')
+  const none =
+    '<Envelope><References><File/></References><DiskSection><Disk/></DiskSection></Envelope>'
+  await fs.writeFile(from, none)
+  await rejects(convertDisk({ from, to: join(dir, 'a.vhdx') }), /it has no disk/)
+  // as many of each as fit in
+  const many = none.replace('<File/>', '<File/>'.repeat(100_000))
+    .replace('<Disk/>', '<Disk fileRef="x"/>'.repeat(50_000))
+  await fs.writeFile(from, many)
+  const start = performance.now()
+  await rejects(convertDisk({ from, to: join(dir, 'a.vhdx') }), /it has no disk/)
+  ok(performance.now() - start < 4000)
+})
+
+exports('may tell members apart by case alone', async ({ dir }) => {
+  const from = join(dir, 'a.ova')
+  const [lower, upper] = [disk(MB, 1), disk(MB, 2)]
+  const entries = [{ name: 'a.vmdk', data: vmdk(lower) }, { name: 'A.vmdk', data: vmdk(upper) }]
+  await fs.writeFile(from, tar([{ name: 'a.ovf', data: ovf('A.vmdk', 'a.vmdk') }, ...entries]))
+  for (const [name, data] of [['a.vmdk', lower], ['A.vmdk', upper]] as const) {
+    const to = join(dir, 'a.img')
+    await convertDisk({ from, disk: name, to, force: true })
+    ok((await fs.readFile(to)).equals(data))
+  }
+})
+
+exports('whose tar has sizes that are none is refused', async ({ dir }) => {
+  const image = vmdk(disk(MB))
+  const sized = (size: Buffer) => {
+    const archive = tar([{ name: 'a.vmdk', data: image }])
+    size.copy(archive, 124)
+    archive.fill(' ', 148, 156)
+    const sum = archive.subarray(0, 512).reduce((sum, byte) => sum + byte, 0)
+    archive.write(`${sum.toString(8).padStart(6, '0')}\0 `, 148)
+    return archive
+  }
+  const base256 = (...bytes: number[]) =>
+    Buffer.concat([Buffer.from(bytes), Buffer.alloc(12)])
+      .subarray(0, 12)
+  const size = base256(0x80)
+  size.writeBigUInt64BE(BigInt(image.length), 4)
+  await holds(dir, 'a.ova', sized(size), disk(MB))
+  const reason = /a member is not within the archive/
+  size[3] = 1
+  await refuses(dir, 'a.ova', sized(size), reason)
+  await refuses(dir, 'a.ova', sized(Buffer.alloc(12, 0xff)), reason)
+  await refuses(dir, 'a.ova', sized(Buffer.from('-0000000001\0')), reason)
+  await refuses(dir, 'a.ova', sized(Buffer.from('77777777777\0')), reason)
+  const pax = (...records: string[]) => {
+    const data = records.map((record) => `${record.length + 4} ${record}\n`).join('')
+    return tar([{ name: 'x', data, type: 'x' }, { name: 'a.vmdk', data: image }])
+  }
+  await holds(dir, 'a.ova', pax(`size=00${image.length}`), disk(MB))
+  await refuses(dir, 'a.ova', pax(`size=0x${image.length.toString(16)}`), reason)
+  await refuses(dir, 'a.ova', pax('size=-00000512'), reason)
+  const many = Array<string>(100_000).fill('a=123456')
+  await refuses(dir, 'a.ova', pax(...many), /an extended header has \d+ bytes/)
+  await holds(dir, 'a.ova', pax(...many.slice(0, 70_000)), disk(MB))
+})
+
+exports.run()
+
 const damage = suite<Context>('damaged images')
 damage.before.each(open)
 damage.after.each(close)
