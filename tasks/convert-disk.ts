@@ -2,14 +2,16 @@
 /** Convert a disk image to one that Hyper-V takes, or back, straight out of an OVA too. */
 import filenamify from 'filenamify'
 import { createHash, randomUUID } from 'node:crypto'
-import { open, rm, stat } from 'node:fs/promises'
+import { writeSync } from 'node:fs'
+import { type FileHandle, open, rm, stat } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { basename, extname, join, parse, resolve } from 'node:path'
 import process from 'node:process'
+import { setImmediate } from 'node:timers/promises'
 import { compare, copy } from './convert-disk/copy.ts'
 import { refuseEngine, runEngine } from './convert-disk/engine.ts'
 import { uuidText } from './convert-disk/header.ts'
-import { type Image, MB, printable, WINDOW } from './convert-disk/image.ts'
+import { type Image, KB, MB, printable, WINDOW } from './convert-disk/image.ts'
 import { type Layout, readLayout } from './convert-disk/partitions.ts'
 import { writeRaw } from './convert-disk/raw.ts'
 import { listDisks, openSource, openWritten, type Source } from './convert-disk/source.ts'
@@ -359,7 +361,7 @@ async function refuseDifference(
 const FLUSH = 128 * MB
 
 /** Flushes while the copying goes on, so that the last flush, on which all wait, is short. */
-function flusher(file: Awaited<ReturnType<typeof open>>) {
+function flusher(file: FileHandle) {
   let since = 0
   let flush: Promise<unknown> | undefined
   return {
@@ -383,14 +385,26 @@ async function sync(path: string): Promise<void> {
   await file.sync().finally(() => file.close())
 }
 
-/** A write may be cut short, as it is before a volume is full. */
-async function writeAll(
-  file: Awaited<ReturnType<typeof open>>,
-  data: Buffer,
-  position: number,
-): Promise<void> {
+/**
+ * Bytes that are written at once. Measured on Linux 6.18, ext4 and tmpfs: for a larger write the kernel
+ * looks for larger pages, which takes up to three times the processor's time once memory is fragmented.
+ */
+const STEP = 128 * KB
+
+/**
+ * Writes here and now. In the thread pool writes to one file wait for each other, spinning, and a hop
+ * each costs more than the copy to the page cache that a write is. A write may be cut short, as it is
+ * before a volume is full.
+ */
+async function writeAll({ fd }: FileHandle, data: Buffer, position: number): Promise<void> {
+  let start = performance.now()
   for (let done = 0; done < data.length;) {
-    done += (await file.write(data, done, data.length - done, position + done)).bytesWritten
+    const length = Math.min(STEP, data.length - done)
+    done += writeSync(fd, data, done, length, position + done)
+    if (performance.now() - start < 20) continue
+    // a slow volume leaves time for the screen and for Ctrl-C
+    await setImmediate()
+    start = performance.now()
   }
 }
 

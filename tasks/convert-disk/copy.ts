@@ -5,6 +5,7 @@ import {
   nonZero,
   type Piece,
   pieces,
+  share,
   type Slot,
   WINDOW,
   type Write,
@@ -51,7 +52,7 @@ export async function compare(a: Image, b: Image, work: Work): Promise<number | 
   const slots = new Map<Slot, Slot>()
   await eachPiece(pairs(a, b), work, async ({ offset, length, a: first, b: second }, slot) => {
     let other = slots.get(slot)
-    if (!other) slots.set(slot, other = { data: Buffer.alloc(WINDOW) })
+    if (!other) slots.set(slot, other = { data: share(WINDOW) })
     const nothing = { offset, length, runs: [] }
     await Promise.all([load(first ?? nothing, slot), load(second ?? nothing, other)])
     const equal = slot.data.compare(other.data, 0, length, 0, length) === 0
@@ -97,7 +98,7 @@ async function eachPiece<T>(
   let failed: { error: unknown } | undefined
   let turn: Promise<unknown> = Promise.resolve()
   const worker = async () => {
-    const slot: Slot = { data: Buffer.alloc(WINDOW) }
+    const slot: Slot = { data: share(WINDOW) }
     while (!failed) {
       signal.throwIfAborted()
       const next = all.next()

@@ -33,12 +33,14 @@ export interface Piece {
   runs: Run[]
 }
 
-/** Memory that one piece after the other is read into. */
+/** Memory that one piece after the other is read into, shared with the threads that inflate. */
 export interface Slot {
-  data: Buffer<ArrayBuffer>
+  data: Buffer
   /** For what is stored compressed. */
-  stored?: Buffer<ArrayBuffer>
+  stored?: Buffer
 }
+
+export const share = (bytes: number): Buffer => Buffer.from(new SharedArrayBuffer(bytes))
 
 /** What a differencing image says of the image that it changes. */
 export interface ParentLink {
@@ -199,7 +201,7 @@ async function loadMixed({ runs, ...piece }: Piece, slot: Slot): Promise<void> {
     if (!load) continue
     const parts = runs.filter((run) => run.load === load)
     const wholes = [...new Set(parts.map((run) => run.whole ?? run))]
-    const own: Slot = { data: Buffer.alloc(WINDOW) }
+    const own: Slot = { data: share(WINDOW) }
     await load({ offset: start, length: WINDOW, runs: wholes }, own)
     for (const { offset, length } of parts) {
       own.data.copy(slot.data, offset - piece.offset, offset - start, offset - start + length)
@@ -219,7 +221,7 @@ function clearGaps({ offset, length, runs }: Piece, data: Buffer): void {
 /** Reads a part of the disk, of a few megabytes at most. What lies beyond its end reads as zeros. */
 export async function readDisk(image: Image, offset: number, length: number): Promise<Buffer> {
   const result = Buffer.alloc(length)
-  const slot: Slot = { data: Buffer.alloc(WINDOW) }
+  const slot: Slot = { data: share(WINDOW) }
   for await (const run of image.runs(offset)) {
     if (run.offset >= offset + length) break
     // compressed runs are read whole, others as far as they are wanted

@@ -14,6 +14,7 @@ import {
   printable,
   type Run,
   SECTOR,
+  share,
   type Slot,
   TB,
   WINDOW,
@@ -349,7 +350,7 @@ async function loadGrains(
       used += end - at
     }
   }
-  if (!slot.stored || slot.stored.length < used) slot.stored = Buffer.alloc(Math.max(used, WINDOW))
+  if (!slot.stored || slot.stored.length < used) slot.stored = share(Math.max(used, WINDOW))
   const { stored, data } = slot
   const { bytes } = byPlace[0] as Run
   await Promise.all(
@@ -360,7 +361,9 @@ async function loadGrains(
   for (const { at, offset, length } of byPlace) {
     while (at >= (spans[span] as { end: number }).end) span++
     const { from, end, to } = spans[span] as { from: number; end: number; to: number }
-    const { lba, cmpSize } = read(MARKER, stored, to + at - from)
+    // not as a table: this is done for each grain
+    const marker = stored.subarray(to + at - from)
+    const [lba, cmpSize] = [MARKER.lba.get(marker), MARKER.cmpSize.get(marker)]
     if (lba * SECTOR !== offset) {
       throw new ImageError(bytes, at, `the grain there is not that of byte ${offset}`)
     }
@@ -373,11 +376,11 @@ async function loadGrains(
     }
     grains.push(to + at - from + MARKER_LENGTH, cmpSize, offset - piece.offset, length)
   }
-  const job = { stored: stored.buffer, data: data.buffer, grains, grainSize }
-  const failed = await inflater.run(job).then((done) => {
-    slot.stored = Buffer.from(done.stored)
-    slot.data = Buffer.from(done.data)
-    return done.failed
+  const failed = await inflater.run({
+    stored: stored.buffer,
+    data: data.buffer,
+    grains,
+    grainSize,
   })
   if (failed < 0) return
   const { at, offset } = byPlace[failed] as Run
