@@ -4,6 +4,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { existsSync, lstatSync, mkdirSync } from 'node:fs'
 import { join, relative, resolve } from 'node:path'
 import process from 'node:process'
@@ -78,6 +79,12 @@ export interface ScriptOptions {
   onWarning?: ((warning: string) => void) | undefined
   /** Hears what the script says by Write-Progress, four times a second at most. @default nobody */
   onProgress?: ((progress: ScriptProgress) => void) | undefined
+  /**
+   * Bytes for the script, which reads them from the stream `$channel`, all of them and no more: what
+   * follows is the next script's. A script that fails before ends the process.
+   * @default none
+   */
+  feed?: AsyncIterable<Uint8Array> | undefined
 }
 
 /** A record of Write-Progress. */
@@ -161,8 +168,16 @@ export function openPowerShell(
       if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
     }
   }
+  const pour = async (feed: AsyncIterable<Uint8Array>) => {
+    for await (const bytes of feed) {
+      // a pipe that broke is a process that ends, which is told elsewhere
+      if (stdin === null || stdin.destroyed) return
+      const full = !stdin.write(bytes) && stdin.writableLength > AHEAD
+      if (full) await Promise.race([once(stdin, 'drain').catch(() => {}), ended])
+    }
+  }
   const send = async (text: string, options: ScriptOptions) => {
-    const { step, timeout, onWarning = warn, onProgress } = options
+    const { step, timeout, onWarning = warn, onProgress, feed } = options
     let timer: NodeJS.Timeout | undefined
     try {
       return await new Promise<{ stdout: string }>((resolve, reject) => {
@@ -173,14 +188,19 @@ export function openPowerShell(
           else if (kind === 't') late()
           else if (kind === 'w') onWarning(said)
           else if (kind === 'p') onProgress?.(JSON.parse(said) as ScriptProgress)
+          else if (kind === 's' && feed) pour(feed).catch((error) => (reject(error), kill()))
         }
         void ended.then((end) => reject(new ConnectionError(way.ended(stage, end as End, step))))
         if (timeout !== undefined) {
           // the far side keeps the limit; this is for one that does not even do that
           timer = setTimeout(() => (late(), kill()), (timeout + GRACE) * 1000)
         }
-        stdin?.write(`${timeout ?? 0} ${Buffer.from(text, 'utf16le').toString('base64')}\n`)
+        const base64 = Buffer.from(text, 'utf16le').toString('base64')
+        stdin?.write(`${timeout ?? 0} ${feed ? 1 : 0} ${base64}\n`)
       })
+    } catch (error) {
+      if (feed) kill() // how much of it was read, nobody knows
+      throw error
     } finally {
       clearTimeout(timer)
       hear = () => {}
@@ -384,6 +404,9 @@ function unmask(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(unmask)
   return typeof value === 'string' && value.startsWith(MASK) ? value.slice(1) : value
 }
+
+/** Bytes of a feed that wait here, so that neither side waits for the other. */
+const AHEAD = 4 * 1024 ** 2
 
 /** Seconds that a script has, after its time limit, to be stopped where it runs. */
 const GRACE = 10
@@ -676,10 +699,11 @@ $runspace = [RunspaceFactory]::CreateRunspace()
 $runspace.ThreadOptions = 'ReuseThread'
 $runspace.Open()
 $runspace.SessionStateProxy.SetVariable('ErrorActionPreference', 'Stop')
+$runspace.SessionStateProxy.SetVariable('channel', $channel)
 $lines = New-Object IO.StreamReader $channel
 & $say 'h'
 while ($null -ne ($line = $lines.ReadLine())) {
-  $limit, $base64 = $line.Split(' ')
+  $limit, $feeds, $base64 = $line.Split(' ')
   $failure = $null
   $late = $false
   $shell = [PowerShell]::Create()
@@ -689,6 +713,7 @@ while ($null -ne ($line = $lines.ReadLine())) {
     $null = $shell.AddScript('& {' + $text + [char]10 + '}; ''MARK''', $true)
     $clock = [Diagnostics.Stopwatch]::StartNew()
     $run = $shell.BeginInvoke()
+    if ($feeds -eq '1') { & $say 's' }
     for ($n = 1; -not $run.AsyncWaitHandle.WaitOne(250); $n++) {
       & $tell
       if ($n % 4 -eq 0) { & $say '.' }
