@@ -74,7 +74,7 @@ export async function isVdi(bytes: Bytes): Promise<boolean> {
 
 export async function openVdi(bytes: Bytes): Promise<Image> {
   const { table, ...header } = await readHeader(bytes)
-  const { u32Type, offBlocks, offData, cbDisk, cbBlock, cbBlockExtra, cBlocks } = header
+  const { u32Type, offBlocks, offData, cbDisk, cbBlock, cbBlockExtra, cBlocks, headerEnd } = header
   const refuse = (field: keyof typeof table, reason: string) => {
     return new ImageError(bytes, table[field].at, reason)
   }
@@ -95,8 +95,11 @@ export async function openVdi(bytes: Bytes): Promise<Image> {
   if (cBlocks < blocks) {
     throw refuse('cBlocks', `${cBlocks} blocks of ${cbBlock} bytes are less than ${cbDisk} bytes`)
   }
-  if (offBlocks < HEADER_0_LENGTH || offBlocks + blocks * 4 > bytes.size) {
+  if (offBlocks + blocks * 4 > bytes.size) {
     throw refuse('offBlocks', `its block map of ${blocks} entries is not within the file`)
+  }
+  if (offBlocks < headerEnd) {
+    throw refuse('offBlocks', `its block map of ${blocks} entries is where its header is`)
   }
   if (offData < offBlocks + blocks * 4) {
     throw refuse('offData', 'its blocks begin within its block map')
@@ -165,11 +168,14 @@ async function readHeader(bytes: Bytes) {
       `its header has version ${version}, and 0.1, 1.0 and 1.1 are known`,
     )
   }
-  if (header.u32Version >>> 16 === 1) return { ...header, table: HEADER }
+  // it says its own length, which no reader needs
+  const headerEnd = HEADER.uuidParentModify.at + 16
+  if (header.u32Version >>> 16 === 1) return { ...header, headerEnd, table: HEADER }
   const old = read(HEADER_0, data)
   return {
     ...header,
     ...old,
+    headerEnd: HEADER_0_LENGTH,
     offBlocks: HEADER_0_LENGTH,
     offData: HEADER_0_LENGTH + old.cBlocks * 4,
     cbBlockExtra: 0,

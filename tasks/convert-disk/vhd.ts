@@ -137,6 +137,7 @@ export async function openVhd(bytes: Bytes): Promise<Image> {
     }
   }
   const { blockSize, table, parent } = await readHeader(bytes, dataOffset, currentSize)
+  const end = at === 0 ? bytes.size : at
   const bitmapSize = Math.ceil(blockSize / SECTOR / 8 / SECTOR) * SECTOR
   return {
     ...image,
@@ -155,10 +156,13 @@ export async function openVhd(bytes: Bytes): Promise<Image> {
         const offset = block * blockSize
         const length = Math.min(blockSize, currentSize - offset)
         const position = sector * SECTOR
-        const wrong = position + bitmapSize + length > bytes.size
+        const blockEnd = position + bitmapSize + length
+        const wrong = blockEnd > end
           ? 'not within the file, which may be cut short'
-          : position < table + blocks * 4
-          ? 'where the block allocation table is'
+          : position < FOOTER_LENGTH ||
+              position < dataOffset + HEADER_LENGTH && blockEnd > dataOffset ||
+              position < table + blocks * 4 && blockEnd > table
+          ? 'where the header or the table is'
           : !places.add(position)
           ? 'where another block is'
           : undefined
@@ -211,6 +215,9 @@ async function readHeader(
   }
   if (tableOffset + blocks * 4 > bytes.size) {
     throw refuse('tableOffset', `its table of ${blocks} entries is not within the file`)
+  }
+  if (tableOffset < at + HEADER_LENGTH && tableOffset + blocks * 4 > at) {
+    throw refuse('tableOffset', 'its table is where its header is')
   }
   const parent = {
     identifier: parentUniqueId,

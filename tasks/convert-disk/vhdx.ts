@@ -149,6 +149,14 @@ export async function openVhdx(file: Bytes): Promise<Image> {
     )
   }
   const bitmapSize = blockSize / sectorSize / 8
+  const taken = [
+    { offset: 0, length: MB },
+    { offset: header.logOffset, length: header.logLength },
+    regions.bat,
+    regions.metadata,
+  ]
+  const isTaken = (at: number, length: number) =>
+    taken.some((part) => at < part.offset + part.length && at + length > part.offset)
   return {
     format: 'vhdx',
     variant: parent ? 'differencing' : leaveBlocksAllocated ? 'fixed' : 'dynamic',
@@ -193,7 +201,7 @@ export async function openVhdx(file: Bytes): Promise<Image> {
           ? undefined
           : at + length > bytes.size
           ? 'not within the file, which may be cut short'
-          : at < MB || !places.add(at)
+          : isTaken(at, length) || !places.add(at)
           ? 'where another block or the header is'
           : undefined
         if (wrong) throw refuse(index, `block ${block} is ${wrong}`)
@@ -206,9 +214,11 @@ export async function openVhdx(file: Bytes): Promise<Image> {
           const bitmap = await entryAt(bitmapIndex)
           const position = bitmap.at + (block % ratio) * bitmapSize
           if (
-            bitmap.state !== FULLY_PRESENT || bitmap.at < MB || position + bitmapSize > bytes.size
+            bitmap.state !== FULLY_PRESENT || isTaken(bitmap.at, MB) ||
+            bitmap.at < at + length && bitmap.at + MB > at || position + bitmapSize > bytes.size
           ) {
-            throw refuse(bitmapIndex, `the sector bitmap of block ${block} is not within the file`)
+            const reason = `the sector bitmap of block ${block} is not where one can be`
+            throw refuse(bitmapIndex, reason)
           }
           const bits = await bytes.read(position, bitmapSize)
           for (const { start, end } of setBits(bits, length / sectorSize, 'low first')) {
@@ -428,6 +438,10 @@ async function readRegions(bytes: Bytes): Promise<{ bat: Region; metadata: Regio
         ? `its region ${guid} is not within the file`
         : guid in regions
         ? `its region ${guid} occurs twice`
+        : Object.values(regions).some((other) =>
+            offset < other.offset + other.length && offset + length > other.offset
+          )
+        ? `its region ${guid} is where another is`
         : undefined
       if (wrong) throw new ImageError(bytes, entry, wrong)
       regions[guid] = { at: entry, offset, length }

@@ -12,6 +12,7 @@ import {
   MB,
   ovf,
   random,
+  sealed,
   tar,
   vdi,
   vhd,
@@ -95,6 +96,9 @@ vdis('refuses what is half a disk, damaged or of another version', async ({ dir 
   await refuses(dir, 'a.vdi', patched(image, 0x176, [9]), /less than \d+ bytes/)
   await refuses(dir, 'a.vdi', patched(image, 0x176, [0xff, 0xff]), /its disk has Infinity bytes/)
   await refuses(dir, 'a.vdi', '', /it is empty/)
+  // the block map within the header
+  const map = patched(vdi(data, { blockSize: 4096 }), 0x154, [0xc0, 0x01, 0, 0])
+  await refuses(dir, 'a.vdi', map, /its block map of \d+ entries is where its header is/)
 })
 
 vdis.run()
@@ -284,7 +288,7 @@ microsoft('refuses a damaged VHD', async ({ dir }) => {
     dir,
     'a.vhd',
     patched(image, 1536, [0, 0, 0, 1]),
-    /where the block allocation table/,
+    /where the header or the table is/,
   )
   await refuses(
     dir,
@@ -337,6 +341,57 @@ microsoft('refuses a damaged VHDX', async ({ dir }) => {
   )
   await refuses(dir, 'a.vhdx', patched(image, 0, [0]), /no signature of a VHDX/)
   await refuses(dir, 'a.vhdx', patched(image, 2 * MB + 64 * 1024, [1]), /its blocks have/)
+})
+
+microsoft('refuses a VHD whose parts lie in each other', async ({ dir }) => {
+  const image = vhd(data)
+  const sector = (at: number, value: number) => {
+    const bytes = Buffer.alloc(4)
+    bytes.writeUInt32BE(value)
+    return patched(image, at, [...bytes])
+  }
+  const resealed = (image: Buffer, at: number) => {
+    const header = image.subarray(at, at + 1024)
+    header.writeUInt32BE(0, 36)
+    header.writeUInt32BE(~header.reduce((sum, byte) => sum + byte, 0) >>> 0, 36)
+    return image
+  }
+  const last = 2048 + 8
+  const block = image.readUInt32BE(last)
+  await refuses(dir, 'a.vhd', sector(2048, 0), /block 0 is where the header or the table is/)
+  await refuses(dir, 'a.vhd', sector(2048, 1), /block 0 is where the header or the table is/)
+  await refuses(dir, 'a.vhd', sector(2048, 4), /block 0 is where the header or the table is/)
+  // so far behind that its last sector is where the footer is
+  const behind = block + (2 * MB - (data.length - 4 * MB)) / 512 + 1
+  await holds(dir, 'a.vhd', image, data)
+  await refuses(dir, 'a.vhd', sector(last, behind), /block 2 is not within the file/)
+  const table = patched(image, 512 + 23, [0])
+  table.writeBigUInt64BE(1024n, 512 + 16)
+  await refuses(dir, 'a.vhd', resealed(table, 512), /its table is where its header is/)
+})
+
+microsoft('refuses a VHDX whose parts lie in each other', async ({ dir }) => {
+  const image = vhdx(data, { blockSize: MB })
+  const block = (at: number) => patched(image, VHDX.bat + 2, [(at / MB) << 4])
+  await holds(dir, 'a.vhdx', image, data)
+  for (const at of [0, VHDX.log, VHDX.metadata, VHDX.bat]) {
+    await refuses(dir, 'a.vhdx', block(at), /block 0 is where another block or the header is/)
+  }
+  const twice = Buffer.from(image)
+  for (const at of [192 * 1024, 256 * 1024]) {
+    twice.writeBigUInt64LE(BigInt(VHDX.bat), at + 16 + 32 + 16)
+    sealed(twice.subarray(at, at + 64 * 1024))
+  }
+  await refuses(dir, 'a.vhdx', twice, /its region 8b7ca206-[-0-9a-f]+ is where another is/)
+  const changed = (sector: number) => sector % 2 === 0
+  const written = '99999999-8888-7777-6666-555555555555'
+  await fs.writeFile(join(dir, 'base.vhdx'), vhdx(data, { written }))
+  const child = vhdx(data, { blockSize: MB, parent: { changed, written, path: '.\\base.vhdx' } })
+  await holds(dir, 'a.avhdx', child, data)
+  const bitmap = VHDX.bat + 2 ** 23 * 512 / MB * 8 + 2
+  const wrong = /the sector bitmap of block 0 is not where one can be/
+  await refuses(dir, 'a.avhdx', patched(child, bitmap, [VHDX.bat / MB << 4]), wrong)
+  await refuses(dir, 'a.avhdx', patched(child, bitmap, [VHDX.blocks / MB << 4]), wrong)
 })
 
 microsoft.run()

@@ -327,7 +327,8 @@ export function crc32c(data: Buffer): number {
   return ~crc >>> 0
 }
 
-function sealed(data: Buffer): Buffer {
+/** With its checksum made right, where VHDX has it. */
+export function sealed(data: Buffer): Buffer {
   data.writeUInt32LE(0, 4)
   data.writeUInt32LE(crc32c(data), 4)
   return data
