@@ -3,7 +3,7 @@
 import filenamify from 'filenamify'
 import { createHash, randomUUID } from 'node:crypto'
 import { writeSync } from 'node:fs'
-import { type FileHandle, open, rm, stat } from 'node:fs/promises'
+import { type FileHandle, open, rm, rmdir, stat } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { basename, extname, join, parse, resolve } from 'node:path'
 import process from 'node:process'
@@ -19,7 +19,8 @@ import { nearestFolder, refuseSpace, refuseTarget, writeWhole } from './convert-
 import { writeVdi } from './convert-disk/vdi.ts'
 import { MAX_VHD, writeVhd } from './convert-disk/vhd.ts'
 import { chooseBlockSize, MAX_VHDX, writeVhdx } from './convert-disk/vhdx.ts'
-import { command, dryRun } from './task.ts'
+import { clearSparse, isOnWindows, refuseVolume } from './convert-disk/volume.ts'
+import { command, dryRun, type PowerShell, powershell } from './task.ts'
 
 export type Format = 'vhdx' | 'vhd' | 'vdi' | 'raw'
 
@@ -116,7 +117,11 @@ export interface DiskDescription extends Layout {
  * Rejects, and leaves nothing behind, when the source is damaged, is not as its manifest says or
  * changes meanwhile, when the target cannot be written, and when Hyper-V would refuse it.
  */
-export async function convertDisk(options: ConvertDiskOptions): Promise<ConvertDiskResult> {
+export async function convertDisk(
+  options: ConvertDiskOptions,
+  /** Asks Windows about the target's folder. @default where the target is on Windows, its PowerShell */
+  ps: PowerShell | undefined = isOnWindows(resolve(options.to)) ? powershell : undefined,
+): Promise<ConvertDiskResult> {
   const { from, to, disk, fromFormat, engine = 'embedded', force = false } = options
   const format = options.format ?? formatOf(to)
   const type = format === 'raw' ? 'fixed' : options.type ?? 'dynamic'
@@ -147,6 +152,7 @@ export async function convertDisk(options: ConvertDiskOptions): Promise<ConvertD
     const whole = type === 'fixed' && (format !== 'raw' || process.platform === 'win32')
     const most = 24 * MB + (whole ? virtualSize : Math.min(blocks, virtualSize))
     await refuseSpace(path, most)
+    if (ps) warnings.push(...await refuseVolume({ path, folder, most }, ps))
     const { format: sourceFormat, variant, identifier, chain } = image
     const result = {
       changed: true,
@@ -168,7 +174,7 @@ export async function convertDisk(options: ConvertDiskOptions): Promise<ConvertD
     if (options.dryRun) return { ...result, fileSize: most }
     const blockSize = block?.blockSize
     const wanted = { ...options, format, type, path, virtualSize, blockSize }
-    const written = await write(source, wanted)
+    const written = await write(source, wanted, ps)
     return { ...result, ...written }
   } finally {
     await source.close()
@@ -198,12 +204,14 @@ export async function convertDisks(
   // all refusals before the first disk
   for (const one of all) results.push(await convertDisk({ ...one, dryRun: true }))
   if (options.dryRun) return results
+  const there = await stat(to).catch(() => undefined)
   const made: ConvertDiskResult[] = []
   try {
     for (const one of all) made.push(await convertDisk(one))
     return made
   } catch (error) {
     if (!options.force) { for (const one of made) await undoConvertDisk(one) }
+    if (!there) await rmdir(to).catch(() => {}) // unless there is something in it
     throw error
   }
 }
@@ -276,6 +284,7 @@ type Wanted = ConvertDiskOptions & {
 async function write(
   source: Source,
   wanted: Wanted,
+  ps: PowerShell | undefined,
 ): Promise<{ dataBytes?: number; fileSize: number; identifier?: string }> {
   const { from, format, type, path, virtualSize, engine = 'embedded', force = false } = wanted
   // when copying fails nobody waits for the digest, and the other way round
@@ -289,6 +298,7 @@ async function write(
       : runEngine({ engine, source, format, type, signal }, from, temporary)
     const [dataBytes] = await allOrNone([converting, source.verify(signal)], failure)
     if (engine !== 'embedded') await sync(temporary)
+    if (ps) await clearSparse(temporary, ps)
     await source.refuseChanged()
     const { image, close } = await openWritten(temporary, format)
     try {

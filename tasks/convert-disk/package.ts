@@ -13,7 +13,7 @@ import {
   member,
 } from './archive.ts'
 import type { Files } from './files.ts'
-import { type Bytes, ImageError, printable } from './image.ts'
+import { type Bytes, ImageError, MB, printable } from './image.ts'
 
 export interface Package {
   /** The disks' names, in the OVF's order. */
@@ -111,7 +111,7 @@ function assemble({ path, ovf, disks, open, lists, files, folder }: {
       if (!disk.gzip) return packed
       const temporary = `${process.pid}-${randomBytes(4).toString('hex')}.partial`
       // grains and headers take a little more than the disk itself
-      const most = disk.capacity === undefined ? Infinity : disk.capacity * 1.1 + 64 * 1024 ** 2
+      const most = Math.ceil((disk.capacity ?? Infinity) * 1.1) + 64 * MB
       return await files.inflate(packed, join(folder, `${basename(name)}.${temporary}`), most)
     },
     isSingle: (name) => !find(name).gzip && find(name).parts()[0] === name,

@@ -471,4 +471,36 @@ commands('says what is missing', async ({ file }) => {
   match(stderr, /no target is named/)
 })
 
+commands('takes all disks, sizes with units, and formats by name', async ({ dir, file }) => {
+  const entries = [{ name: 'a.vmdk', data: stream }, { name: 'b.vmdk', data: vmdk(small) }]
+  const from = await file('a.ova', tar(entries))
+  const to = join(dir, 'disks')
+  const all = ['--from', from, '--to', to, '--disk', 'all', '--block-size', '4MB']
+  const done = await run(RUNTIMES.node, ...all)
+  equal(done.stderr, '')
+  const results = JSON.parse(done.stdout)
+  deepEqual(results.map(({ path }: { path: string }) => path), [
+    join(to, 'a.vhdx'),
+    join(to, 'b.vhdx'),
+  ])
+  equal(results[0].blockSize, 4 * MB)
+  const image = await file('renamed.vmdk', vdi(small))
+  const named = ['--from', image, '--to', join(dir, 'b.vhd'), '--from-format', 'vdi']
+  equal((await run(RUNTIMES.node, ...named)).code, 0)
+  for (const size of ['3MB', 'large', '-1', '1GB']) {
+    const wrong = [
+      '--from',
+      from,
+      '--to',
+      join(dir, 'c.vhdx'),
+      `--block-size=${size}`,
+      '--disk',
+      '0',
+    ]
+    const { code, stderr } = await run(RUNTIMES.node, ...wrong)
+    equal(code, 1)
+    match(stderr, /powers of two from 1 MB to 256 MB/)
+  }
+})
+
 commands.run()

@@ -1,0 +1,107 @@
+/**
+ * What Windows does to a file by its folder and its volume, that Hyper-V then refuses: it takes no
+ * compressed, encrypted or sparse file (0xC03A001A), and none with ReFS integrity.
+ */
+import { existsSync } from 'node:fs'
+import process from 'node:process'
+import { $ } from 'zx'
+import type { PowerShell } from '../task.ts'
+import { GB, printable } from './image.ts'
+
+/** The bits of System.IO.FileAttributes that matter. */
+const ATTRIBUTES = { sparse: 0x200, compressed: 0x800, encrypted: 0x4000, integrity: 0x8000 }
+
+/** The most that a file on FAT32 has. */
+const MAX_FAT32 = 4 * GB - 1
+
+/** Whether Windows keeps the file of a path: here, or from WSL on one of its drives. */
+export function isOnWindows(path: string): boolean {
+  if (process.platform === 'win32') return true
+  const wsl = existsSync('/proc/sys/fs/binfmt_misc/WSLInterop') ||
+    existsSync('/proc/sys/fs/binfmt_misc/WSLInterop-late')
+  return wsl && /^\/mnt\/[a-z]\//.test(path)
+}
+
+/**
+ * Refuses a folder whose new files Hyper-V would refuse, and a volume that cannot hold `most` bytes in
+ * one file. Gives what is worth a warning.
+ */
+export async function refuseVolume(
+  { path, folder, most }: { path: string; folder: string; most: number },
+  ps: PowerShell,
+): Promise<string[]> {
+  const { stdout } = await ps`
+    $folder = ${await toWindows(folder)}
+    $ErrorActionPreference = 'Stop'
+    $root = [IO.Path]::GetPathRoot($folder)
+    # a share has no drive to ask
+    $remote = $root.StartsWith([string][char]92 + [char]92)
+    @{
+      folder = $folder
+      attributes = [int][IO.File]::GetAttributes($folder)
+      fileSystem = $(if ($remote) { '' } else { ([IO.DriveInfo]$root).DriveFormat })
+    } | ConvertTo-Json -Compress`
+  return judge(path, most, JSON.parse(stdout))
+}
+
+interface Volume {
+  /** As Windows names it. */
+  folder: string
+  /** System.IO.FileAttributes. */
+  attributes: number
+  /** E.g. `NTFS`; empty for a share. */
+  fileSystem: string
+}
+
+/** What a folder and its volume mean for a disk that is to be there. */
+export function judge(
+  path: string,
+  most: number,
+  { folder, attributes, fileSystem }: Volume,
+): string[] {
+  const shown = `'${printable(folder).replace(/['\u2018-\u201b]/g, '$&$&')}'`
+  const wrong = attributes & ATTRIBUTES.compressed
+    ? ['compressed by NTFS', `compact /u ${shown}`]
+    : attributes & ATTRIBUTES.encrypted
+    ? ['encrypted by EFS', `cipher /d ${shown}`]
+    : attributes & ATTRIBUTES.integrity
+    ? ['guarded by ReFS integrity', `Set-FileIntegrity -FileName ${shown} -Enable $false`]
+    : undefined
+  if (wrong) {
+    throw new Error(
+      `Cannot write "${printable(path)}": its folder is ${wrong[0]}, new files in it are so too, ` +
+        `and Hyper-V refuses such disks (0xC03A001A). Run: ${wrong[1]}`,
+    )
+  }
+  if (fileSystem === 'FAT32' && most > MAX_FAT32) {
+    throw new Error(
+      `Cannot write "${printable(path)}": FAT32 holds no file of 4 GB, and it may take ` +
+        `${Math.ceil(most / GB)} GB. Name a file on an NTFS volume by --to`,
+    )
+  }
+  if (!/FAT/i.test(fileSystem)) return []
+  return [
+    `"${printable(path)}" is on ${fileSystem}, from which Hyper-V runs no VM: ` +
+    'copy it to an NTFS or ReFS volume of the host',
+  ]
+}
+
+/** Clears the sparse flag, which qemu-img leaves on Windows. */
+export async function clearSparse(path: string, ps: PowerShell): Promise<void> {
+  await ps`
+    $file = ${await toWindows(path)}
+    $ErrorActionPreference = 'Stop'
+    if ([int][IO.File]::GetAttributes($file) -band ${ATTRIBUTES.sparse}) {
+      $output = fsutil sparse setflag $file 0
+      if ([int][IO.File]::GetAttributes($file) -band ${ATTRIBUTES.sparse}) {
+        throw "Cannot clear the sparse flag of ""$file"": $output"
+      }
+    }`
+}
+
+/** PowerShell in WSL is that of Windows, and knows its paths. */
+async function toWindows(path: string): Promise<string> {
+  if (process.platform === 'win32' || !isOnWindows(path)) return path
+  const { stdout } = await $({ quiet: true })`wslpath -w ${path}`
+  return stdout.replace(/\n$/, '')
+}
