@@ -22,7 +22,7 @@ import {
 } from './image.ts'
 import { type Inflater, openInflater } from './inflate.ts'
 
-const { u16, u32, u64 } = little
+const { u16, u32, u64, exact } = little
 
 /** SparseExtentHeader. */
 const HEADER = {
@@ -35,7 +35,7 @@ const HEADER = {
   descriptorSize: u64(36),
   numGTEsPerGT: u32(44),
   rgdOffset: u64(48),
-  gdOffset: u64(56),
+  gdOffset: exact(56),
   overHead: u64(64),
   uncleanShutdown: u8(72),
   compressAlgorithm: u16(77),
@@ -57,7 +57,7 @@ const ZEROED_GRAINS = 1 << 2
 const COMPRESSED_GRAINS = 1 << 16
 const COMPRESSION_DEFLATE = 1
 /** GD_AT_END: the header is repeated at the end, before the end-of-stream marker, and tells there. */
-const GD_AT_END = Infinity
+const GD_AT_END = 0xffffffffffffffffn
 /** The grain table entry of a grain of zeros, where the flags have ZEROED_GRAINS. */
 const ZEROED = 1
 
@@ -97,6 +97,7 @@ export async function openVmdk(bytes: Bytes, sibling: OpenSibling): Promise<Imag
 interface Descriptor {
   /** Byte of the file. */
   at: number
+  length: number
   lines: string[]
 }
 
@@ -109,7 +110,7 @@ function readDescriptor(data: Buffer, at: number): Descriptor {
   } catch {
     decoder = new TextDecoder() // only names of files need it, and most are ASCII
   }
-  return { at, lines: decoder.decode(data).replace(/\0.*$/s, '').split('\n') }
+  return { at, length: data.length, lines: decoder.decode(data).replace(/\0.*$/s, '').split('\n') }
 }
 
 /** A value of the descriptor, e.g. `CID`, or of its disk database, e.g. `ddb.uuid.image`. */
@@ -229,7 +230,7 @@ async function readHostedHeader(bytes: Bytes): Promise<Layout> {
     if (size > 0 && Math.ceil(size / grainSize) * grainSize === virtualSize) virtualSize = size
   }
   const tables = Math.ceil(virtualSize / (grainSize * numGTEsPerGT))
-  const directory = header.gdOffset * SECTOR
+  const directory = Number(header.gdOffset) * SECTOR
   if (directory < SECTOR || directory + tables * 4 > bytes.size) {
     throw refuse('gdOffset', `its grain directory of ${tables} entries is not within the file`)
   }
@@ -251,6 +252,14 @@ async function openSparse(bytes: Bytes): Promise<Image & { descriptor?: Descript
   const { virtualSize, grainSize, numGTEsPerGT, directory, compressed, zeroed } = layout
   const covered = grainSize * numGTEsPerGT
   const tables = Math.ceil(virtualSize / covered)
+  const { at: start = 0, length = 0 } = layout.descriptor ?? {}
+  const taken = [
+    { start: 0, end: SECTOR },
+    { start: directory, end: directory + tables * 4 },
+    { start, end: start + length },
+  ]
+  const isTaken = (at: number, length: number) =>
+    taken.some(({ start, end }) => at < end && at + length > start)
   const inflater = compressed ? openInflater() : undefined
   const load: Run['load'] = inflater &&
     ((piece, slot) => loadGrains(inflater, grainSize, piece, slot))
@@ -263,6 +272,8 @@ async function openSparse(bytes: Bytes): Promise<Image & { descriptor?: Descript
     ...(layout.descriptor && { descriptor: layout.descriptor }),
     async *runs(from = 0): AsyncGenerator<Run> {
       const places = new Places(grainSize, SECTOR)
+      // tables that are shared make a few bytes a disk that takes hours to walk
+      const tablePlaces = new Places(Math.ceil(numGTEsPerGT * 4 / SECTOR) * SECTOR, SECTOR)
       let chunk: Buffer | undefined
       let pending: Run | undefined
       for (let table = Math.floor(from / covered), first = 0; table < tables; table++) {
@@ -273,12 +284,16 @@ async function openSparse(bytes: Bytes): Promise<Image & { descriptor?: Descript
         const sector = chunk.readUInt32LE((table - first) * 4)
         if (sector === 0) continue
         const position = sector * SECTOR
-        if (position + numGTEsPerGT * 4 > bytes.size) {
-          throw new ImageError(
-            bytes,
-            directory + table * 4,
-            `grain table ${table} is not within the file, which may be cut short`,
-          )
+        const misplaced = position + numGTEsPerGT * 4 > bytes.size
+          ? 'not within the file, which may be cut short'
+          : isTaken(position, numGTEsPerGT * 4)
+          ? 'where the header or the grain directory is'
+          : !tablePlaces.add(position)
+          ? 'where another is'
+          : undefined
+        if (misplaced) {
+          const reason = `grain table ${table} is ${misplaced}`
+          throw new ImageError(bytes, directory + table * 4, reason)
         }
         const entries = await bytes.read(position, numGTEsPerGT * 4)
         for (let index = 0; index < numGTEsPerGT; index++) {
@@ -294,6 +309,8 @@ async function openSparse(bytes: Bytes): Promise<Image & { descriptor?: Descript
           const at = entry * SECTOR
           const wrong = at + (compressed ? MARKER_LENGTH : length) > bytes.size
             ? 'not within the file, which may be cut short'
+            : isTaken(at, compressed ? MARKER_LENGTH : length)
+            ? 'where the header or the grain directory is'
             // a compressed grain says itself which it is
             : !compressed && !places.add(at)
             ? 'where another grain is'
@@ -399,6 +416,7 @@ async function openExtents(
   sibling: OpenSibling,
 ): Promise<Image> {
   const extents: { start: number; size: number; image: Image | undefined }[] = []
+  const files = new Map<string, { file: Bytes; parts: { start: number; end: number }[] }>()
   const warnings: string[] = []
   let virtualSize = 0
   let line = 0
@@ -418,11 +436,21 @@ async function openExtents(
     let image: Image | undefined
     const sparse = SPARSE.includes(type as string)
     if (sparse || FLAT.includes(type as string)) {
-      if (!name || /[\\/]|^\.\.?$|^[a-z]:/i.test(name)) {
+      if (!name || /[\\/]|^\.\.?$|^[a-z]:|^.{256}/i.test(name)) {
         throw refuse(`its extent "${printable(name ?? '')}" is no file beside it`)
       }
-      const file = await sibling(name)
+      // a file may hold several flat extents, one behind the other
+      const known = files.get(name)
+      const file = known?.file ?? await sibling(name)
+      if (file.name === bytes.name) {
+        throw refuse(`its extent "${printable(name)}" is the descriptor itself`)
+      }
       const at = Number(first ?? 0) * SECTOR
+      const [start, end] = sparse ? [0, Infinity] : [at, at + size]
+      if (known?.parts.some((part) => start < part.end && end > part.start)) {
+        throw refuse(`its extent "${printable(name)}" is one that it has already`)
+      }
+      files.set(name, { file, parts: [...known?.parts ?? [], { start, end }] })
       if (!sparse && at + size > file.size) {
         throw new ImageError(file, file.size, `it is cut short: its extent has ${size} bytes`)
       }

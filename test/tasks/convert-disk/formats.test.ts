@@ -139,8 +139,12 @@ vmdks(
     await refuses(dir, 'a.vmdk', extent('RW 9 FLAT "../x" 0'), /"\.\.\/x" is no file beside it/)
     await refuses(dir, 'a.vmdk', extent('RW 9 FLAT "/dev/sda" 0'), /is no file beside it/)
     const self = extent('RW 9 SPARSE "a.vmdk"')
-    await refuses(dir, 'a.vmdk', self, /the file ends in its header/)
-    await refuses(dir, 'a.vmdk', self.padEnd(1024, '#'), /does not begin as a sparse extent/)
+    await refuses(dir, 'a.vmdk', self, /its extent "a\.vmdk" is the descriptor itself/)
+    const other = extent('RW 9 SPARSE "b.vmdk"')
+    await fs.writeFile(join(dir, 'b.vmdk'), other)
+    await refuses(dir, 'a.vmdk', other, /the file ends in its header/)
+    await fs.writeFile(join(dir, 'b.vmdk'), other.padEnd(1024, '#'))
+    await refuses(dir, 'a.vmdk', other, /does not begin as a sparse extent/)
     await refuses(dir, 'a.vmdk', extent('RW 9 SESPARSE "f.img"'), /type SESPARSE is none/)
     await refuses(dir, 'a.vmdk', extent('RW 9999999 FLAT "f.img" 0'), /it is cut short/)
     await refuses(dir, 'a.vmdk', extent('RW x FLAT "f.img" 0'), /cannot be understood/)
@@ -208,6 +212,76 @@ vmdks('stops at a grain that inflates without end', async ({ dir }) => {
   large.writeUInt32LE(directory + 1, directory * 512)
   large.writeUInt32LE(128, (directory + 1) * 512)
   await refuses(dir, 'a.vmdk', large, /cannot be decompressed/)
+})
+
+vmdks('refuses grain tables that lie in each other, however many they are', async ({ dir }) => {
+  const two = Buffer.concat([disk(33 * MB), Buffer.alloc(MB, 'x')])
+  const image = vmdk(two)
+  await holds(dir, 'a.vmdk', image, two)
+  const directory = Number(image.readBigUInt64LE(56)) * 512
+  const [first, second] = [image.readUInt32LE(directory), image.readUInt32LE(directory + 4)]
+  const entry = (value: number, at = directory + 4) => {
+    const copy = Buffer.from(image)
+    copy.writeUInt32LE(value, at)
+    return copy
+  }
+  const inside = /grain table 1 is where another is/
+  await refuses(dir, 'a.vmdk', entry(first), inside)
+  await refuses(dir, 'a.vmdk', entry(first + 3), inside)
+  await refuses(dir, 'a.vmdk', entry(second, directory), inside)
+  const header = /is where the header or the grain directory is/
+  await refuses(dir, 'a.vmdk', entry(directory / 512 - 3), header)
+  await refuses(dir, 'a.vmdk', entry(1), header)
+  await refuses(dir, 'a.vmdk', entry(1, first * 512), /the grain of byte 0 is where the header/)
+  // 2 TB by one grain table, and by one that has nothing in it
+  for (const zeroed of [0, 4]) {
+    for (const grain of [0, zeroed / 4]) {
+      const small = Buffer.alloc(1024 + 512 * 4 + 4 * 2 ** 21)
+      vmdk(Buffer.alloc(0)).copy(small, 0, 0, 512)
+      small.writeUInt32LE(0x30000 | zeroed | 1, 8)
+      small.writeUInt16LE(1, 77)
+      small.writeBigUInt64LE(2n ** 33n, 12)
+      small.writeBigUInt64LE(8n, 20)
+      small.writeBigUInt64LE(6n, 56)
+      small.write('# Disk DescriptorFile\n', 512)
+      small.writeUInt32LE(grain, 1024)
+      for (let at = 6 * 512; at + 4 <= small.length; at += 4) small.writeUInt32LE(2, at)
+      small.writeBigUInt64LE(1n, 36)
+      const start = performance.now()
+      await refuses(dir, 'a.vmdk', small, inside)
+      ok(performance.now() - start < 2000)
+    }
+  }
+})
+
+vmdks('takes no extent twice, and none that is the descriptor', async ({ dir }) => {
+  const [sparse, flat] = [disk(MB, 7), disk(MB, 8)]
+  await fs.writeFile(join(dir, 'sparse.vmdk'), vmdk(sparse))
+  await fs.writeFile(join(dir, 'flat.vmdk'), flat)
+  const lines = (...lines: string[]) =>
+    Buffer.from(['# Disk DescriptorFile', ...lines, ''].join('\n'))
+  const [one, other] = ['RW 1024 FLAT "flat.vmdk" 1024', 'RW 1024 FLAT "flat.vmdk" 0']
+  const turned = Buffer.concat([flat.subarray(MB / 2), flat.subarray(0, MB / 2)])
+  await holds(dir, 'a.vmdk', lines(one, other), turned)
+  const twice = /its extent "[a-z]+\.vmdk" is one that it has already/
+  await refuses(dir, 'a.vmdk', lines(one, other, 'RW 1 FLAT "flat.vmdk" 2047'), twice)
+  await refuses(dir, 'a.vmdk', lines(...Array<string>(4000).fill(one)), twice)
+  const grains = 'RW 2048 SPARSE "sparse.vmdk"'
+  await refuses(dir, 'a.vmdk', lines(grains, 'RW 2048 ZERO', grains), twice)
+  await refuses(dir, 'a.vmdk', lines('RW 1 FLAT "a.vmdk" 0'), /"a\.vmdk" is the descriptor itself/)
+  const long = `${'x'.repeat(300)}.vmdk`
+  await refuses(dir, 'a.vmdk', lines(`RW 1 FLAT "${long}" 0`), /is no file beside it/)
+})
+
+vmdks('takes a footer only where the header says that there is one', async ({ dir }) => {
+  const image = vmdk(data, { compressed: true, atEnd: true })
+  await holds(dir, 'a.vmdk', image, data)
+  await refuses(
+    dir,
+    'a.vmdk',
+    patched(image, 63, [0x7f]),
+    /its grain directory of 1 entries is not/,
+  )
 })
 
 vmdks.run()
