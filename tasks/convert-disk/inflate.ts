@@ -53,6 +53,11 @@ parentPort.on('message', ({ id, ...job }) => {
 })
 `
 
+/** Four inflate more than disks write, and each takes 15 MB. */
+const MOST = 4
+/** A grain needs little; without a limit the garbage of each thread grows to twice this memory. */
+const LIMITS = { maxYoungGenerationSizeMb: 2, maxOldGenerationSizeMb: 16 }
+
 /** Jobs that are quicker done at once than by starting threads. */
 const FEW = 8
 
@@ -68,8 +73,8 @@ export function openInflater(): Inflater {
     waiting.clear()
   }
   const start = () => {
-    for (let count = Math.min(availableParallelism(), 16); count > 0; count--) {
-      const worker = new Worker(THREAD, { eval: true })
+    for (let count = Math.min(availableParallelism(), MOST); count > 0; count--) {
+      const worker = new Worker(THREAD, { eval: true, resourceLimits: LIMITS })
       worker.on('message', ({ id, failed }) => {
         waiting.get(id)?.resolve(failed)
         waiting.delete(id)
