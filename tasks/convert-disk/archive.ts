@@ -18,8 +18,10 @@ export interface Member {
 const RECORD = 512
 /** More than any export has: a list that takes long is no list of one. */
 const MOST_MEMBERS = 10_000
-/** The most of a text that is read into memory. An OVF of many snapshots has some 100 KB, and takes 60 times that to parse. */
-const MOST_TEXT = 2 * MB
+/** The most of a manifest that is read into memory. */
+const MOST_MANIFEST = 2 * MB
+/** Ten times what an OVF has; parsing takes up to a second for it, and 100 times the memory. */
+const MOST_OVF = MB
 
 export async function isTar(bytes: Bytes): Promise<boolean> {
   return bytes.size >= 2 * RECORD && sumIsRight(await bytes.read(0, RECORD))
@@ -111,7 +113,7 @@ export interface DiskFile {
 /** The disks of an OVF that have files, in its order. */
 export async function disksOf(ovf: Bytes): Promise<DiskFile[]> {
   const parser = new XMLParser({ ignoreAttributes: false, removeNSPrefix: true })
-  const text = await readText(ovf)
+  const text = await readText(ovf, MOST_OVF)
   const damaged = new ImageError(ovf, 0, 'its XML is damaged. Export the VM again')
   if (text.includes('\0')) throw damaged
   let envelope
@@ -170,7 +172,7 @@ export async function digestOf(
   manifest: Bytes,
   name: string,
 ): Promise<{ algorithm: string; digest: string } | undefined> {
-  for (const line of (await readText(manifest)).split(/\r?\n/)) {
+  for (const line of (await readText(manifest, MOST_MANIFEST)).split(/\r?\n/)) {
     const [, algorithm = '', listed, digest = ''] =
       line.match(/^\s*([\w-]+)\s*\((.*)\)\s*=\s*([0-9a-f]+)\s*$/i) ?? []
     if (listed !== name) continue
@@ -197,9 +199,9 @@ export async function hash(bytes: Bytes, algorithm: string, signal: AbortSignal)
   return hash.digest('hex')
 }
 
-async function readText(bytes: Bytes): Promise<string> {
-  if (bytes.size > MOST_TEXT) {
-    throw new ImageError(bytes, MOST_TEXT, `it has ${bytes.size} bytes, which no such text has`)
+async function readText(bytes: Bytes, most: number): Promise<string> {
+  if (bytes.size > most) {
+    throw new ImageError(bytes, most, `it has ${bytes.size} bytes, which no such text has`)
   }
   return (await bytes.read(0, bytes.size)).toString('utf8')
 }

@@ -15,8 +15,8 @@ import type { OpenSibling } from './vmdk.ts'
 export interface Place {
   /** The image's own name, by which a circle of parents is seen. */
   name: string
-  /** Files that may be the parent, the likely ones first. */
-  candidates: (link: ParentLink) => AsyncGenerator<Candidate>
+  /** Files that may be the parent, the likely ones first, without those that are known to be none. */
+  candidates: (link: ParentLink, isNone: (name: string) => boolean) => AsyncGenerator<Candidate>
 }
 
 export interface Candidate {
@@ -30,12 +30,17 @@ export interface Candidate {
 /** More generations than any row of snapshots has. */
 const MOST_PARENTS = 256
 
+/** What was opened on the way: a long row of parents in one folder would open each again for each. */
+type Seen = Map<string, Known | undefined>
+type Known = Pick<Image, 'identifier'> & { states: string[] }
+
 /** The whole disk of an image: a differencing image is put on its parents, another is as it is. */
 export async function withParents(
   image: Image,
   bytes: Bytes,
   place: Place,
   children: string[] = [],
+  seen: Seen = new Map(),
 ): Promise<Image> {
   const { parent: link } = image
   if (!link) return image
@@ -43,14 +48,18 @@ export async function withParents(
   if (children.length >= MOST_PARENTS) throw refuse(`it has more than ${MOST_PARENTS} parents`)
   if (children.includes(place.name)) throw refuse('its parents lead back to itself')
   let changed: Bytes | undefined
-  for await (const { bytes: file, sibling, take, close } of place.candidates(link)) {
+  const verdictOf = (image: Known | undefined) => image ? isParent(link, image) : 'no'
+  const isNone = (name: string) => seen.has(name) && verdictOf(seen.get(name)) === 'no'
+  for await (const { bytes: file, sibling, take, close } of place.candidates(link, isNone)) {
     // what else lies there may be of any kind
     const candidate = await openImage(file, sibling).catch(() => undefined)
-    const verdict = candidate ? isParent(link, candidate) : 'no'
+    const { identifier, states = [] } = candidate ?? {}
+    seen.set(file.name, candidate && { identifier, states })
+    const verdict = verdictOf(seen.get(file.name))
     if (candidate && verdict === 'yes') {
       const next = await take()
       try {
-        const parent = await withParents(candidate, file, next, [...children, place.name])
+        const parent = await withParents(candidate, file, next, [...children, place.name], seen)
         return overlay(image, parent, bytes.name, file.name)
       } catch (error) {
         await candidate.close?.()
@@ -80,9 +89,12 @@ export async function withParents(
  * Whether an image is the parent that is meant. `changed` is the parent, but was written to since, so
  * that what the child changes no longer fits.
  */
-function isParent(link: ParentLink, image: Image): 'yes' | 'changed' | 'no' {
+function isParent(
+  link: ParentLink,
+  image: Known,
+): 'yes' | 'changed' | 'no' {
   const { identifier, states } = link
-  const known = image.states ?? []
+  const known = image.states
   const same = states.some((state) => known.includes(state))
   if (identifier === undefined) return same ? 'yes' : 'no'
   // VirtualBox stores a VHD's identifier in another byte order than it shows it in

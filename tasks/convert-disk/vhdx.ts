@@ -75,8 +75,8 @@ const DESCRIPTOR_LENGTH = 32
 /** 2.3.1.4 Data Sector. */
 const DATA_SECTOR = { signature: text(0, 4), sequenceHigh: u32(4), sequenceLow: u32(4092) }
 const LOG_SECTOR = 4 * KB
-/** More than any writer takes; Hyper-V has 1 MB. */
-const MOST_LOG = 64 * MB
+/** More than any writer takes; Hyper-V and qemu have 1 MB. */
+const MOST_LOG = 8 * MB
 const NO_LOG = '00000000-0000-0000-0000-000000000000'
 
 /** 2.6.1.1 Metadata Table Header. */
@@ -113,6 +113,8 @@ const KEY_VALUE_LENGTH = 12
 const LINKAGES = ['parent_linkage', 'parent_linkage2']
 const PATHS = ['relative_path', 'absolute_win32_path', 'volume_path']
 const MOST_ITEM = MB
+/** The specification knows six. */
+const MOST_KEYS = 64
 
 /** 2.5.1.1 Payload BAT Entry States. */
 const NOT_PRESENT = 0
@@ -470,6 +472,7 @@ async function readMetadata(bytes: Bytes, region: Region) {
     if (length > 0 && (offset < 64 * KB || offset + length > region.length)) {
       throw refuse(at, `its metadata item ${itemId} is not within its region`)
     }
+    if (name && name in found) throw refuse(at, `its metadata item ${itemId} occurs twice`)
     if (name && length <= MOST_ITEM) found[name] = await bytes.read(region.offset + offset, length)
   }
   const item = (name: keyof typeof ITEMS, length: number) => {
@@ -512,6 +515,7 @@ function readLocator(
   if (!data || data.length < LOCATOR_LENGTH) throw refuse('it names no parent, and must have one')
   const values = new Map<string, string>()
   const { keyValueCount } = read(LOCATOR, data)
+  if (keyValueCount > MOST_KEYS) throw refuse(`its parent locator has ${keyValueCount} entries`)
   for (let index = 0; index < keyValueCount; index++) {
     const entry = LOCATOR_LENGTH + index * KEY_VALUE_LENGTH
     if (entry + KEY_VALUE_LENGTH > data.length) throw refuse('its parent locator is cut short')

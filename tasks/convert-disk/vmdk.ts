@@ -103,21 +103,27 @@ interface Descriptor {
 
 /** In the encoding that it names; UTF-8 before it could. */
 function readDescriptor(data: Buffer, at: number): Descriptor {
-  const label = data.toString('latin1').match(/^\s*encoding\s*=\s*"([\w-]+)"/im)?.[1] ?? 'utf-8'
+  const lines = linesOf(data.toString('latin1'))
+  const label = valueOf({ at, length: data.length, lines }, 'encoding') ?? 'utf-8'
   let decoder
   try {
     decoder = new TextDecoder(label)
   } catch {
     decoder = new TextDecoder() // only names of files need it, and most are ASCII
   }
-  return { at, length: data.length, lines: decoder.decode(data).replace(/\0.*$/s, '').split('\n') }
+  return { at, length: data.length, lines: linesOf(decoder.decode(data)) }
 }
+
+/** Patterns that repeat spaces are kept from texts of many lines, in which they would take hours. */
+const linesOf = (text: string) => text.replace(/\0.*$/s, '').split('\n')
 
 /** A value of the descriptor, e.g. `CID`, or of its disk database, e.g. `ddb.uuid.image`. */
 function valueOf({ lines }: Descriptor, key: string): string | undefined {
   for (const line of lines) {
-    const [, name, value] = line.match(/^\s*([\w.]+)\s*=\s*"?([^"]*?)"?\s*$/) ?? []
-    if (name?.toLowerCase() === key.toLowerCase()) return value
+    const equals = line.indexOf('=')
+    if (line.slice(0, equals).trim().toLowerCase() !== key.toLowerCase()) continue
+    const value = line.slice(equals + 1).trim().replace(/^"|"$/g, '')
+    if (equals > 0 && !value.includes('"')) return value
   }
 }
 
@@ -223,10 +229,9 @@ async function readHostedHeader(bytes: Bytes): Promise<Layout> {
     }
     descriptor = readDescriptor(await bytes.read(place, length), place)
     // VirtualBox rounds the capacity up to whole grains, and says the true size only there
-    const [, sectors] =
-      descriptor.lines.join('\n').match(/^\s*(?:RW|RDONLY)\s+(\d+)\s+SPARSE\s/m) ??
-        []
-    const size = Number(sectors) * SECTOR
+    const said = descriptor.lines.map((line) => line.match(EXTENT))
+      .find((found) => found?.[1] !== 'NOACCESS' && found?.[3] === 'SPARSE')
+    const size = Number(said?.[2]) * SECTOR
     if (size > 0 && Math.ceil(size / grainSize) * grainSize === virtualSize) virtualSize = size
   }
   const tables = Math.ceil(virtualSize / (grainSize * numGTEsPerGT))

@@ -260,6 +260,26 @@ vmdks('takes no extent twice, and none that is the descriptor', async ({ dir }) 
   await refuses(dir, 'a.vmdk', lines(`RW 1 FLAT "${long}" 0`), /is no file beside it/)
 })
 
+vmdks('reads a descriptor of any text in a moment', async ({ dir }) => {
+  const blank = ' '.repeat(900_000)
+  for (
+    const text of [
+      ...['\n'.repeat(900_000), `CID=${blank}x`, `CID = "${blank}`, `CID=${'" '.repeat(400_000)}`],
+      ...[`RW 1${blank}x`, `RW 1 FLAT "${blank}x`, `encoding${blank}x`, `CID=x\n`.repeat(100_000)],
+    ]
+  ) {
+    const start = performance.now()
+    await refuses(dir, 'a.vmdk', `# Disk DescriptorFile\n${text}`, /names no extents|understood/)
+    const image = vmdk(data)
+    const [hosted, at] = [Buffer.concat([image, Buffer.alloc(MB)]), image.length]
+    hosted.write(text, at)
+    hosted.writeBigUInt64LE(BigInt(at / 512), 28)
+    hosted.writeBigUInt64LE(2048n, 36)
+    await holds(dir, 'a.vmdk', hosted, data)
+    ok(performance.now() - start < 4000, text.slice(0, 20))
+  }
+})
+
 vmdks('takes a footer only where the header says that there is one', async ({ dir }) => {
   const image = vmdk(data, { compressed: true, atEnd: true })
   await holds(dir, 'a.vmdk', image, data)
@@ -455,6 +475,37 @@ microsoft('refuses a VHDX whose parts lie in each other', async ({ dir }) => {
   await refuses(dir, 'a.avhdx', patched(child, bitmap, [VHDX.blocks / MB << 4]), wrong)
 })
 
+microsoft('reads the metadata of a VHDX in bounded time and memory', async ({ dir }) => {
+  const written = '99999999-8888-7777-6666-555555555555'
+  await fs.writeFile(join(dir, 'base.vhdx'), vhdx(data, { written }))
+  const changed = (sector: number) => sector < 4
+  const image = vhdx(data, { parent: { written, path: 'base.vhdx', changed } })
+  const locator = VHDX.metadata + 32 + 5 * 32
+  // 65535 pairs of keys of 64 KB, all over each other
+  const large = patched(image, locator + 20, [0, 0, 14, 0])
+  const at = VHDX.metadata + large.readUInt32LE(locator + 16)
+  large.writeUInt16LE(0xffff, at + 18)
+  for (let index = 0; index < 65535; index++) {
+    const entry = at + 20 + index * 12
+    large.writeUInt32LE(index * 2, entry)
+    large.writeUInt32LE(index * 2, entry + 4)
+    large.writeUInt32LE(0xfffefffe, entry + 8)
+  }
+  await refuses(dir, 'a.vhdx', large, /its parent locator has 65535 entries/)
+  const twice = patched(image, VHDX.metadata + 10, [7])
+  twice.copy(twice, locator + 32, locator, locator + 32)
+  await refuses(dir, 'a.vhdx', twice, /its metadata item a8d35f2d-[-0-9a-f]+ occurs twice/)
+  const log = (length: number) => {
+    const dirty = vhdx(data, { dirty: true })
+    for (const at of [64 * 1024, 128 * 1024]) {
+      dirty.writeUInt32LE(length, at + 68)
+      sealed(dirty.subarray(at, at + 4096))
+    }
+    return dirty
+  }
+  await refuses(dir, 'a.vhdx', log(9 * MB), /its log has 9437184 bytes, which no log has/)
+})
+
 microsoft.run()
 
 const exports = suite<Context>('an OVA or OVF')
@@ -497,8 +548,8 @@ exports('has no disk where neither disk nor file is named', async ({ dir }) => {
   await fs.writeFile(from, none)
   await rejects(convertDisk({ from, to: join(dir, 'a.vhdx') }), /it has no disk/)
   // as many of each as fit in
-  const many = none.replace('<File/>', '<File/>'.repeat(100_000))
-    .replace('<Disk/>', '<Disk fileRef="x"/>'.repeat(50_000))
+  const many = none.replace('<File/>', '<File/>'.repeat(60_000))
+    .replace('<Disk/>', '<Disk fileRef="x"/>'.repeat(20_000))
   await fs.writeFile(from, many)
   const start = performance.now()
   await rejects(convertDisk({ from, to: join(dir, 'a.vhdx') }), /it has no disk/)
