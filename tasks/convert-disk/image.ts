@@ -286,6 +286,8 @@ export class Places {
   readonly #length: number
   readonly #step: number
   readonly #pages = new Map<number, Uint16Array>()
+  /** Blocks that lie side by side take a bit each: grains of one sector come by the hundred million. */
+  readonly #bits = new Map<number, Uint8Array>()
 
   /** Blocks of `length` bytes that begin at multiples of `step`; at most 65534 steps a block. */
   constructor(length: number, step: number) {
@@ -296,6 +298,7 @@ export class Places {
   /** False when a block that was added before overlaps the one at byte `at`. */
   add(at: number): boolean {
     const cell = Math.floor(at / this.#length)
+    if (this.#length === this.#step) return this.#addBit(cell)
     const inside = at % this.#length
     // a cell is as long as a block, so only the two beside it can hold the beginning of another
     const before = this.#get(cell - 1)
@@ -305,6 +308,15 @@ export class Places {
     let page = this.#pages.get(cell >>> 12)
     if (!page) this.#pages.set(cell >>> 12, page = new Uint16Array(4096))
     page[cell & 4095] = Math.floor(inside / this.#step) + 1
+    return free
+  }
+
+  #addBit(cell: number): boolean {
+    let page = this.#bits.get(cell >>> 12)
+    if (!page) this.#bits.set(cell >>> 12, page = new Uint8Array(512))
+    const [byte, bit] = [(cell & 4095) >>> 3, 1 << (cell & 7)]
+    const free = ((page[byte] as number) & bit) === 0
+    page[byte] = (page[byte] as number) | bit
     return free
   }
 

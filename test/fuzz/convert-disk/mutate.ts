@@ -265,6 +265,8 @@ function changeText(
     () =>
       `${text.slice(0, below(text.length + 1))}${pick(['\0', '\xff\xfe', '\r', '<', '"', '&x;'])}`,
     () => `\xef\xbb\xbf${text}`,
+    () => replace(/\s/g, pick([' ', '\n', '\t', '\r\n']).repeat(pick([3, 1000, 300_000]))),
+    () => replace(/[\w"=()<>]/g, pick(['=', '"', '(', ')', '<', ' =']).repeat(pick([2, 100_000]))),
     () => replace(/<(\w+)[^>]*>/g, '<a>'.repeat(pick([10, 1000, 100_000]))),
     () =>
       text.replace(

@@ -663,4 +663,28 @@ large('converts in the time and memory of what is in it', async ({ dir }) => {
   ok(process.memoryUsage().rss - before < 200 * MB)
 })
 
+large('is surveyed in little memory, however its grains of one sector lie', async ({ dir }) => {
+  const tables = 16
+  const sectors = tables * 4096
+  const image = Buffer.alloc(8 * 512 + tables * 4096 * 4)
+  vmfsSparse(Buffer.alloc(0)).copy(image, 0, 0, 512)
+  image.writeUInt32LE(sectors, 12)
+  for (let table = 0; table < tables; table++) {
+    image.writeUInt32LE(8 + table * 32, 4 * 512 + table * 4)
+    for (let entry = 0; entry < 4096; entry++) {
+      // 16 MB from one to the next
+      const grain = (table * 4096 + entry + 1) * 32768
+      image.writeUInt32LE(grain, 8 * 512 + table * 16384 + entry * 4)
+    }
+  }
+  await fs.writeFile(join(dir, 'a-delta.vmdk'), image)
+  await fs.truncate(join(dir, 'a-delta.vmdk'), (sectors + 1) * 32768 * 512)
+  const from = join(dir, 'a.vmdk')
+  await fs.writeFile(from, `# Disk DescriptorFile\nRW ${sectors} VMFSSPARSE "a-delta.vmdk"\n`)
+  const before = process.memoryUsage().rss
+  const [found] = await inspectDisk({ from })
+  equal(found?.allocatedSize, sectors * 512)
+  ok(process.memoryUsage().rss - before < 200 * MB)
+})
+
 large.run()
