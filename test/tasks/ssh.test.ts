@@ -1,9 +1,11 @@
 /** The channel over SSH: a real sshd on loopback, whose powershell.exe is pwsh. */
 import fs from 'fs-extra'
 import { deepEqual, equal, match, ok, rejects, throws } from 'node:assert/strict'
+import { execFile } from 'node:child_process'
 import { join } from 'node:path'
 import process from 'node:process'
 import { setTimeout as wait } from 'node:timers/promises'
+import { promisify } from 'node:util'
 import { suite } from 'uvu'
 import { ConnectionError, type HostError, openPowerShell, parseHost } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
@@ -11,6 +13,7 @@ import { runTask } from '../run-task.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 import { type SshHost, sshHost } from '../ssh-host.ts'
 
+const root = join(import.meta.dirname as string, '..', '..')
 const HOSTILE = 'Bob’s "VM"; $(calc) `n %PATH% ^& 桥接 \ud800'
 
 const names = suite('a host’s name')
@@ -142,6 +145,26 @@ test('ends the script there at its time limit, and when it is not wanted any mor
   await running
   await stops(beats[1])
   equal((await fs.stat(beats[0])).size, size)
+})
+
+test('leaves no script behind when the kit itself is killed', async ({ host }) => {
+  const beat = join(host.dir, 'killed')
+  const program = join(host.dir, 'program.ts')
+  await fs.writeFile(
+    program,
+    `import { existsSync } from 'node:fs'
+    import process from 'node:process'
+    import { openPowerShell } from ${JSON.stringify(join(root, 'tasks', 'task.ts'))}
+    void openPowerShell({ host: ${JSON.stringify(host.url)} }).ps\`$file = \${${
+      JSON.stringify(beat)
+    }}
+      while ($true) { [IO.File]::AppendAllText($file, 'x'); Start-Sleep -Milliseconds 50 }\`
+    while (!existsSync(${JSON.stringify(beat)})) await new Promise((done) => setTimeout(done, 50))
+    process.kill(process.pid, 'SIGKILL')`,
+  )
+  const runtime = 'Deno' in globalThis ? ['run', '-A', '--config', join(root, 'deno.json')] : []
+  await rejects(promisify(execFile)(process.execPath, [...runtime, program], { env: host.env }))
+  await stops(beat)
 })
 
 test('says in a sentence why there is no connection', async ({ host }) => {
