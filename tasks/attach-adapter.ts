@@ -158,17 +158,19 @@ export async function attachAdapter(
 
 /** Removes the adapter that {@link attachAdapter} made, or gives it the switch and address it had. */
 export async function undoAttachAdapter(
-  { changed, id, adapter, before }: AttachAdapterResult,
+  result: AttachAdapterResult,
   ps = powershell,
 ): Promise<void> {
-  if (!changed || adapter === null) return
+  if (!result.changed || result.adapter === null) return
   await ps`
-    $id = ${id}
-    $adapterId = ${adapter}
-    $made = ${before === undefined}
-    $switchId = ${before?.switchId}
-    $switchName = ${before?.switch}
-    $mac = ${before?.mac}
+    $done = ${JSON.stringify(result)}
+    $result = ConvertFrom-Json $done
+    $id = $result.id
+    $adapterId = $result.adapter
+    $made = $null -eq $result.before
+    $switchId = $result.before.switchId
+    $switchName = $result.before.switch
+    $mac = $result.before.mac
     $vm = Get-VM | Where-Object { [string]$_.Id -eq $id }
     if ($null -eq $vm) { return }
     $adapter = Get-VMNetworkAdapter -VM $vm | Where-Object { [string]$_.Id -eq $adapterId }

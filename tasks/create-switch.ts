@@ -231,20 +231,22 @@ export async function createSwitch(
  * adapter the settings that it had. Refuses while a VM is on the switch.
  */
 export async function undoCreateSwitch(
-  { changed, id, adapter, before }: CreateSwitchResult,
+  result: CreateSwitchResult,
   ps = powershell,
 ): Promise<void> {
-  if (!changed || id === null) return
-  const { addresses = [], gateways = [], dns = [], metric = null } = before.network ?? {}
+  if (!result.changed || result.id === null) return
   await ps`
-    $id = ${id}
-    $adapter = ${adapter}
-    $existed = ${before.exists}
-    $shared = ${before.shared}
-    $addresses = ${addresses}
-    $gateways = ${gateways}
-    $dns = ${dns}
-    $metric = ${metric}
+    $done = ${JSON.stringify(result)}
+    $result = ConvertFrom-Json $done
+    $id = $result.id
+    $adapter = $result.adapter
+    $existed = $result.before.exists
+    $shared = $result.before.shared
+    $network = $result.before.network
+    $addresses = @($network.addresses | Where-Object { $_ })
+    $gateways = @($network.gateways | Where-Object { $_ })
+    $dns = @($network.dns | Where-Object { $_ })
+    $metric = $network.metric
     $vSwitch = Get-VMSwitch | Where-Object { [string]$_.Id -eq $id }
     if ($null -eq $vSwitch -or ($existed -and [bool]$vSwitch.AllowManagementOS -eq $shared)) { return }
     $nics = @(Get-VMNetworkAdapter -All | Where-Object { [string]$_.SwitchId -eq $id })

@@ -327,18 +327,20 @@ export async function createVm(
 
 /** Removes the VM that {@link createVm} made, never its disks, or gives one that was there what it had. */
 export async function undoCreateVm(
-  { changed, id, before }: CreateVmResult,
+  result: CreateVmResult,
   ps = powershell,
 ): Promise<void> {
-  if (!changed || id === null) return
+  if (!result.changed || result.id === null) return
   await ps`
-    $id = ${id}
-    $made = ${before === undefined}
-    $cpus = ${before?.cpus}
-    $memory = ${before?.memory}
-    $dynamicMemory = ${before?.dynamicMemory}
-    $secureBoot = ${before?.secureBoot}
-    $template = ${before?.template}
+    $done = ${JSON.stringify(result)}
+    $result = ConvertFrom-Json $done
+    $id = $result.id
+    $made = $null -eq $result.before
+    $cpus = $result.before.cpus
+    $memory = $result.before.memory
+    $dynamicMemory = $result.before.dynamicMemory
+    $secureBoot = $result.before.secureBoot
+    $template = $result.before.template
     $vm = Get-VM | Where-Object { [string]$_.Id -eq $id }
     if ($null -eq $vm) { return }
     $typed = [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent([WildcardPattern]::Escape($vm.Name))

@@ -96,15 +96,17 @@ export async function enableNested(
 
 /** Puts back what {@link enableNested} changed. The VM has to be off again. */
 export async function undoEnableNested(
-  { id, before }: EnableNestedResult,
+  result: EnableNestedResult,
   ps = powershell,
 ): Promise<void> {
-  if (before === undefined) return
+  if (result.before === undefined) return
   await ps`
-    $id = ${id}
-    $nested = ${before.nested}
-    $dynamicMemory = ${before.dynamicMemory}
-    $unspoofed = ${before.unspoofed}
+    $done = ${JSON.stringify(result)}
+    $result = ConvertFrom-Json $done
+    $id = $result.id
+    $nested = $result.before.nested
+    $dynamicMemory = $result.before.dynamicMemory
+    $unspoofed = @($result.before.unspoofed | Where-Object { $_ })
     $vm = Get-VM | Where-Object { [string]$_.Id -eq $id }
     if ($null -eq $vm) { return }
     $flag = [bool](Get-VMProcessor -VM $vm).ExposeVirtualizationExtensions -ne $nested

@@ -71,13 +71,15 @@ export async function placeDisk(
 
 /** Removes the copy, and the folder made for it when nothing else is in it. Refused while a VM uses it. */
 export async function undoPlaceDisk(
-  { changed, path, madeFolder }: PlaceDiskResult,
+  result: PlaceDiskResult,
   ps = powershell,
 ): Promise<void> {
-  if (!changed) return
+  if (!result.changed) return
   await ps`
-    $path = ${path}
-    $folder = ${madeFolder}
+    $done = ${JSON.stringify(result)}
+    $result = ConvertFrom-Json $done
+    $path = $result.path
+    $folder = $result.madeFolder
     $users = @(Get-VM | Where-Object { @(Get-VMHardDiskDrive -VM $_ | Where-Object { $_.Path -eq $path }).Count -gt 0 })
     if ($users.Count -gt 0) { throw "Cannot remove ""$path"": the VM ""$($users[0].Name)"" uses it. Remove the VM first" }
     if (Test-Path -LiteralPath $path) { Remove-Item -LiteralPath $path -Force }

@@ -179,20 +179,22 @@ export async function setStaticIp(
 
 /** Puts back what {@link setStaticIp} changed: the NAT first, then the address. */
 export async function undoSetStaticIp(
-  { changed, id, hostIp, nat, before }: SetStaticIpResult,
+  result: SetStaticIpResult,
   ps = powershell,
 ): Promise<void> {
-  if (!changed || id === null) return
-  const { address } = cidr(hostIp)
-  const made = before.nat === null ? nat : null
-  const removed = nat === null ? before.nat : null
+  if (!result.changed || result.id === null) return
   await ps`
-    $id = ${id}
-    $address = ${before.address ? null : address}
-    $dhcp = ${before.dhcp}
-    $made = ${made?.name}
-    $removed = ${removed?.name}
-    $prefix = ${(made ?? removed)?.prefix}
+    $done = ${JSON.stringify(result)}
+    $result = ConvertFrom-Json $done
+    $id = $result.id
+    $address = $null
+    if (-not $result.before.address) { $address = $result.hostIp.Split('/')[0] }
+    $dhcp = $result.before.dhcp
+    $made = $null
+    $removed = $null
+    if ($null -eq $result.before.nat) { $made = $result.nat.name }
+    elseif ($null -eq $result.nat) { $removed = $result.before.nat.name }
+    $prefix = if ($null -ne $made) { $result.nat.prefix } else { $result.before.nat.prefix }
     if ($null -ne $made) { Get-NetNat | Where-Object { $_.Name.Equals($made, 'OrdinalIgnoreCase') -and $_.InternalIPInterfaceAddressPrefix -eq $prefix } | Remove-NetNat -Confirm:$false }
     if ($null -ne $address) {
       $ports = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { [string]$_.SwitchId -eq $id } | ForEach-Object { [string]$_.DeviceId })

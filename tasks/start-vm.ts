@@ -146,14 +146,16 @@ export async function startVm(
  * running, and the undo fails with what to do: pulling its plug could lose what it has not written.
  */
 export async function undoStartVm(
-  { id, before }: StartVmResult,
+  result: StartVmResult,
   ps = powershell,
   timeout = 300,
 ): Promise<void> {
-  if (before === undefined) return
+  if (result.before === undefined) return
   await ps`
-    $id = ${id}
-    $state = ${before.state}
+    $done = ${JSON.stringify(result)}
+    $result = ConvertFrom-Json $done
+    $id = $result.id
+    $state = $result.before.state
     $limit = ${timeout}
     $vm = Get-VM | Where-Object { [string]$_.Id -eq $id }
     if ($null -eq $vm -or [string]$vm.State -in 'Off', $state) { return }
