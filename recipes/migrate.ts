@@ -1,5 +1,5 @@
 #!/usr/bin/env zx
-/** Move a VirtualBox VM to this machine's Hyper-V, or into a folder to carry to a Hyper-V host. */
+/** Move a VirtualBox VM to Hyper-V: this machine's, another's over SSH, or a folder to carry to one. */
 import { confirm, select } from '@inquirer/prompts'
 import fs from 'fs-extra'
 import { Listr } from 'listr2'
@@ -10,18 +10,19 @@ import { inspectDisk } from '../tasks/convert-disk.ts'
 import { parseMemory } from '../tasks/create-vm.ts'
 import { inspectVm, listVms } from '../tasks/inspect-vm.ts'
 import type { StartVmResult } from '../tasks/start-vm.ts'
-import { commandLine, dryRun, type Option } from '../tasks/task.ts'
+import { commandLine, dryRun, type Option, parseHost, type PowerShell } from '../tasks/task.ts'
 import { beginBundle, BUNDLE, bundleState, finishBundle, removeBundle } from './run/bundle.ts'
-import { freeSpace, type Host, localHost } from './run/host.ts'
+import { freeSpace, type Host, openHost } from './run/host.ts'
 import { beginJournal, readJournals, record, stateFolder } from './run/journal.ts'
 import { makePlan, type Plan, size, type Step, type Target, type Wishes } from './run/plan.ts'
 import { describeProgress, measure, type Screen, stopSignal, terminal } from './run/screen.ts'
+import { removeStage } from './run/send-disk.ts'
 import { perform, powershellFor, type Progress, scriptOf, type StepResult } from './run/steps.ts'
 
 export interface MigrateOptions extends Omit<Wishes, 'memory'> {
   /** A VirtualBox VM by name, a `.vbox`, `.ova` or `.ovf`, or disk images. @default asks, or the demo VM */
   source?: string[] | undefined
-  /** `local`, or `bundle:DIR`. @default local where PowerShell has Hyper-V, else `bundle:out/NAME` */
+  /** `local`, `ssh://[user@]host[:port]`, or `bundle:DIR`. @default local where PowerShell has Hyper-V, else `bundle:out/NAME` */
   to?: string | undefined
   /** Bytes, or a text such as `4GB`. */
   memory?: number | string | undefined
@@ -41,8 +42,8 @@ export interface MigrateTools {
   pick?: (names: string[]) => Promise<string>
   /** Stops at the next safe point. */
   signal?: AbortSignal | undefined
-  /** @default this machine's PowerShell */
-  host?: (() => Host) | undefined
+  /** Opens `local` or `ssh://...`. @default by the PowerShell there */
+  host?: ((name: string) => Host) | undefined
 }
 
 export type Outcome = 'done' | 'same' | 'dry-run' | 'declined'
@@ -53,6 +54,7 @@ export type Outcome = 'done' | 'same' | 'dry-run' | 'declined'
  */
 export async function migrate(options: MigrateOptions, tools: MigrateTools): Promise<Outcome> {
   const { screen, signal } = tools
+  if (options.to?.startsWith('ssh:')) parseHost(options.to)
   const { source, to } = await chooseSource(options, tools)
   const vm = await inspectVm({ source })
   const disks = []
@@ -62,11 +64,15 @@ export async function migrate(options: MigrateOptions, tools: MigrateTools): Pro
     if (disk) disks.push({ ...disk, modified: mtime.toISOString() })
   }
   const { memory, ...wishes } = options
-  const asked = to?.startsWith('bundle:') ? undefined : (tools.host ?? localHost)()
+  const state = resolve(options.state ?? stateFolder)
+  const asked = to?.startsWith('bundle:')
+    ? undefined
+    : (tools.host ?? openHost)(to?.startsWith('ssh:') ? to : 'local')
   try {
-    const target = await chooseTarget(to, options.name ?? vm.name, options, asked, screen)
+    const name = options.name ?? vm.name
+    const target = await chooseTarget(to, name, { ...options, state }, asked, screen)
     // a PowerShell without Hyper-V was asked in vain
-    const host = target.kind === 'local' ? asked : undefined
+    const host = target.kind === 'bundle' ? undefined : asked
     const { plan, refusals } = makePlan(
       vm,
       disks,
@@ -77,11 +83,12 @@ export async function migrate(options: MigrateOptions, tools: MigrateTools): Pro
     for (const step of plan.steps) {
       if (step.where === 'host') await scriptOf(step).catch(({ message }) => refusals.push(message))
     }
-    const state = options.state ?? stateFolder
     if (target.kind === 'bundle') refusals.push(...await checkBundle(plan, target.dir))
-    else {refusals.push(
-        ...await checkLocal(plan, host as Host, state).catch(({ message }) => [message]),
-      )}
+    else {
+      refusals.push(
+        ...await checkReach(plan, host as Host, state).catch(({ message }) => [message]),
+      )
+    }
     screen({ event: 'plan', plan, refusals })
     if (refusals.length > 0) throw new Error([...new Set(refusals)].join('\n'))
     if (options.dryRun) return await rehearse(plan, host, screen)
@@ -121,7 +128,7 @@ async function chooseSource(
 async function chooseTarget(
   to: string | undefined,
   name: string,
-  { storage }: MigrateOptions,
+  { storage, state }: MigrateOptions & { state: string },
   host: Host | undefined,
   screen: Screen,
 ): Promise<Target> {
@@ -132,18 +139,25 @@ async function chooseTarget(
     }
     return { kind: 'bundle', dir }
   }
-  if (to !== undefined && to !== 'local') {
-    throw new Error(`Cannot move to "${to}": a target is local or bundle:DIR`)
+  const ssh = to?.startsWith('ssh:')
+  if (to !== undefined && to !== 'local' && !ssh) {
+    throw new Error(
+      `Cannot move to "${to}": a target is local, ssh://[user@]host[:port] or bundle:DIR`,
+    )
   }
   const found = await checkHost(storage === undefined ? {} : { storage }, host.ps).catch(
     (error) => {
-      if (to === 'local') throw error
+      if (to !== undefined) throw error
       return undefined
     },
   )
   const folder = storage ?? found?.host.diskFolder
-  if (found?.hyperV && folder) return { kind: 'local', folder, host: found }
-  if (to === 'local') throw new Error(found?.refusals.join('\n'))
+  if (found?.hyperV && folder) {
+    return ssh
+      ? { kind: 'ssh', url: to as string, folder, host: found, stage: join(state, 'disks') }
+      : { kind: 'local', folder, host: found }
+  }
+  if (to !== undefined) throw new Error(found?.refusals.join('\n'))
   const dir = join('out', name.replace(/[^\p{L}\p{N}._-]+/gu, '-').replace(/^[-.]+/, '') || 'vm')
   screen({
     event: 'note',
@@ -174,7 +188,7 @@ async function checkBundle(plan: Plan, dir: string): Promise<string[]> {
 }
 
 /** Asks the host for all that is in the way, and marks the conversions that it has no need of. */
-async function checkLocal(plan: Plan, { ps, here }: Host, state: string): Promise<string[]> {
+async function checkReach(plan: Plan, { ps, here }: Host, state: string): Promise<string[]> {
   const [check] = plan.steps
   if (check?.task !== 'check-host') {
     throw new Error('Cannot check the host: the plan does not begin so')
@@ -184,16 +198,22 @@ async function checkLocal(plan: Plan, { ps, here }: Host, state: string): Promis
   const refusals = [...found.refusals]
   const before = (await readJournals(state)).findLast(({ plan: { key } }) => key === plan.key)
   for (const step of plan.steps) {
-    if (step.task !== 'convert-disk') continue
+    if (step.task !== 'convert-disk' && step.task !== 'send-disk') continue
     if (found.vm && found.refusals.length === 0) {
       step.already = 'the VM has it'
       continue
     }
-    const stat = await fs.stat(await here(step.options.to)).catch(() => undefined)
-    if (stat === undefined) continue
-    const done = before?.done.find((done) => done.step === step.id)
-    if (before?.outcome !== 'done' && done?.result.fileSize === stat.size) {
-      step.already = 'an earlier run converted it'
+    const there = step.task === 'send-disk'
+      ? await sizeThere(step.options.to, ps)
+      : (await fs.stat(await here(step.options.to)).catch(() => undefined))?.size
+    if (there === undefined) continue
+    const done = before?.done.find((done) => done.step === step.id)?.result
+    if (before?.outcome !== 'done' && (done?.fileSize ?? done?.size) === there) {
+      step.already = step.task === 'send-disk'
+        ? 'an earlier run sent it'
+        : 'an earlier run converted it'
+    } else if (plan.target.kind === 'ssh' && step.task === 'convert-disk') {
+      await fs.remove(step.options.to) // of a run that lost its journal, in a folder of the kit's own
     } else if (!found.vm) {
       refusals.push(
         `Cannot write "${step.options.to}": a file of that name is there, and it is not of this plan. ` +
@@ -201,7 +221,28 @@ async function checkLocal(plan: Plan, { ps, here }: Host, state: string): Promis
       )
     }
   }
+  if (plan.target.kind === 'ssh') refusals.push(...await checkStage(plan, plan.target.stage))
   return refusals
+}
+
+/** Disks for another machine are converted here first. */
+async function checkStage(plan: Plan, stage: string): Promise<string[]> {
+  const left = plan.steps.filter(({ task, already }) => task === 'convert-disk' && !already)
+  const all = plan.source.disks.reduce((sum, disk) => sum + disk.allocatedSize, 0)
+  const free = await freeSpace(stage)
+  if (left.length === 0 || free >= all) return []
+  return [
+    `Cannot convert the disks in "${stage}": they need ${size(all)}, and ${size(free)} are free. ` +
+    'Name a folder on another volume by --state DIR',
+  ]
+}
+
+/** The size of a file on the host; undefined when there is none. */
+async function sizeThere(path: string, ps: PowerShell): Promise<number | undefined> {
+  const { stdout } = await ps`
+    $path = ${path}
+    if (Test-Path -LiteralPath $path) { [string](Get-Item -LiteralPath $path -Force).Length }`
+  return stdout === '' ? undefined : Number(stdout)
 }
 
 /** Asks every step what it would change, and changes nothing. */
@@ -231,6 +272,7 @@ async function run(
   { screen, live = false, signal, state }: MigrateTools & { state: string },
 ): Promise<Outcome> {
   const dir = plan.target.kind === 'bundle' ? resolve(plan.target.dir) : undefined
+  const stage = plan.target.kind === 'ssh' ? plan.target.stage : undefined
   const journal = await beginJournal(state, plan)
   const results = new Map<string, StepResult>()
   const work = async (step: Step, onProgress: (progress: Progress) => void) => {
@@ -242,7 +284,7 @@ async function run(
       call = { ...step, options: { ...step.options, to, force: dir !== undefined } }
     }
     await record(journal.file, { entry: 'started', step: step.id })
-    const result = await perform(call, { ps: powershellFor(host, step), signal, onProgress })
+    const result = await perform(call, { ps: powershellFor(host, step), host, signal, onProgress })
     await record(journal.file, { entry: 'done', step: step.id, result })
     return result
   }
@@ -283,9 +325,11 @@ async function run(
   try {
     const unfinished = dir && steps.some(({ already }) => !already) ? dir : undefined
     if (unfinished) await beginBundle(unfinished, plan)
+    if (stage && steps.some(({ already }) => !already)) await fs.ensureDir(stage)
     await list.run()
     if (unfinished) await finishBundle(unfinished, plan)
     if (host) await verify(plan, host)
+    if (stage) await removeStage(stage)
   } catch (error) {
     if (dir && ![...results.values()].some(({ changed }) => changed)) await removeBundle(dir)
     await record(journal.file, { entry: 'end', outcome: signal?.aborted ? 'stopped' : 'failed' })
@@ -342,7 +386,9 @@ function nextSteps(plan: Plan, results: Map<string, StepResult>, same: boolean):
       : []),
     ...(addresses.length ? [`Its addresses: ${addresses.join(', ')}`] : []),
     ...(internal?.task === 'set-static-ip' ? guestAddress(plan, addresses, internal.options) : []),
-    `Open its window: vmconnect localhost "${name}"`,
+    `Open its window: vmconnect ${
+      target.kind === 'ssh' ? parseHost(target.url).name : 'localhost'
+    } "${name}"`,
     ...(same ? [] : ['Take it all back: npx zx recipes/undo.ts last']),
   ]
 }
@@ -373,7 +419,10 @@ const options: Record<string, Option> = {
     describe: 'A VirtualBox VM by name, a .vbox, .ova or .ovf, or disk images',
     example: 'Win10',
   },
-  to: { type: 'string', describe: 'local, or bundle:DIR: a folder to carry to a Hyper-V host' },
+  to: {
+    type: 'string',
+    describe: 'local, ssh://[user@]host[:port], or bundle:DIR: a folder to carry to a Hyper-V host',
+  },
   name: { type: 'string', describe: 'The VM’s name on Hyper-V' },
   cpus: { type: 'number', describe: 'Virtual processors' },
   memory: { type: 'string', describe: 'Such as 4GB' },

@@ -6,10 +6,11 @@ import { resolve } from 'node:path'
 import process from 'node:process'
 import { commandLine, dryRun, type Option } from '../tasks/task.ts'
 import { removeBundle } from './run/bundle.ts'
-import { type Host, localHost } from './run/host.ts'
+import { type Host, openHost } from './run/host.ts'
 import { type Journal, readJournals, record, stateFolder } from './run/journal.ts'
 import type { Step, StepResult } from './run/plan.ts'
 import { type Screen, terminal } from './run/screen.ts'
+import { removePartial, removeStage } from './run/send-disk.ts'
 import { powershellFor, takeBack } from './run/steps.ts'
 
 export interface UndoOptions {
@@ -27,8 +28,8 @@ export interface UndoTools {
   live?: boolean
   /** @default goes on */
   agree?: (journal: Journal) => Promise<boolean>
-  /** @default this machine's PowerShell */
-  host?: (() => Host) | undefined
+  /** Opens `local` or `ssh://...`. @default by the PowerShell there */
+  host?: ((name: string) => Host) | undefined
 }
 
 /**
@@ -37,7 +38,7 @@ export interface UndoTools {
  */
 export async function undo(
   { run = 'last', state = stateFolder, dryRun = false }: UndoOptions,
-  { screen, live = false, agree, host: open = localHost }: UndoTools,
+  { screen, live = false, agree, host: open = openHost }: UndoTools,
 ): Promise<'done' | 'same' | 'dry-run' | 'declined'> {
   const journal = choose(await readJournals(state), run, state)
   const { plan } = journal
@@ -48,7 +49,12 @@ export async function undo(
   screen({ event: 'note', text: describe(journal, steps) })
   if (dryRun) return 'dry-run'
   if (steps.length > 0 && agree && !await agree(journal)) return 'declined'
-  const host = plan.target.kind === 'local' && steps.length > 0 ? open() : undefined
+  const { target } = plan
+  const asked = target.kind === 'ssh' ? target.url : target.kind === 'local' ? 'local' : undefined
+  const partials = plan.steps.flatMap((step) =>
+    step.task === 'send-disk' && journal.unfinished.includes(step.id) ? [step.options.to] : []
+  )
+  const host = asked !== undefined && steps.length + partials.length > 0 ? open(asked) : undefined
   const list = new Listr<object, 'default' | 'silent'>(
     steps.map(({ step, result }) => ({
       title: sentence(step),
@@ -76,10 +82,12 @@ export async function undo(
   )
   try {
     await list.run()
+    for (const to of partials) await removePartial(to, (host as Host).ps)
   } finally {
     await host?.close()
   }
-  if (plan.target.kind === 'bundle') await removeBundle(resolve(plan.target.dir))
+  if (target.kind === 'bundle') await removeBundle(resolve(target.dir))
+  if (target.kind === 'ssh') await removeStage(target.stage)
   await record(journal.file, { entry: 'end', outcome: 'undone' })
   const outcome = steps.length ? 'done' : 'same'
   screen({ event: 'end', outcome, next: [`The run ${journal.run} is taken back.`] })

@@ -1,20 +1,24 @@
-/** The host of a run: one PowerShell for all its scripts, and where its paths are seen from here. */
+/** The host of a run: one PowerShell for all its scripts, and where its files are seen from here. */
 import { statfs } from 'node:fs/promises'
 import { dirname, posix, win32 } from 'node:path'
 import process from 'node:process'
 import { $ } from 'zx'
-import { openPowerShell, type PowerShellOptions, type PowerShellProcess } from '../../tasks/task.ts'
+import { openPowerShell, type PowerShellProcess } from '../../tasks/task.ts'
 
 export interface Host extends PowerShellProcess {
-  /** Where a path of the host is found from here: the same, but for Windows seen from WSL. */
+  /**
+   * Where a file of this machine is that PowerShell knows by this path: the same, but for Windows
+   * seen from WSL. A machine over SSH has no such files, and those that are made for it are here.
+   */
   here: (path: string) => Promise<string>
 }
 
-/** This machine's own PowerShell, or in WSL that of the Windows around it. */
-export function localHost(options: PowerShellOptions = {}): Host {
+/** `local`: this machine's own PowerShell, or in WSL that of the Windows around it; or `ssh://...`. */
+export function openHost(host: string): Host {
   return {
-    ...openPowerShell(options),
+    ...openPowerShell({ host }),
     here: async (path) => {
+      if (host !== 'local') return path
       if (process.platform === 'win32' || !isWindowsPath(path)) return path
       const { stdout } = await $({ quiet: true })`wslpath -u ${path}`
       const found = stdout.replace(/\n$/, '')

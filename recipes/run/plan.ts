@@ -1,7 +1,7 @@
 /** The plan of a migration: what it will do, as data, made before anything changes. */
 import filenamify from 'filenamify'
 import { createHash } from 'node:crypto'
-import { basename } from 'node:path'
+import { basename, join } from 'node:path'
 import type { CheckHostResult } from '../../tasks/check-host.ts'
 import type { DiskDescription } from '../../tasks/convert-disk.ts'
 import type { VmDescription } from '../../tasks/inspect-vm.ts'
@@ -36,9 +36,18 @@ export interface Wishes {
   start?: boolean | undefined
 }
 
-/** Where the VM goes: this machine's Hyper-V, or a folder to carry to a Hyper-V host. */
+/** Where the VM goes: this machine's Hyper-V, another machine's over SSH, or a folder to carry to one. */
 export type Target =
   | { kind: 'local'; /** The host's folder for the disks. */ folder: string; host: CheckHostResult }
+  | {
+    kind: 'ssh'
+    /** `ssh://[user@]host[:port]` */
+    url: string
+    folder: string
+    host: CheckHostResult
+    /** The folder here for disks that are on their way. */
+    stage: string
+  }
   | { kind: 'bundle'; dir: string }
 
 /** A step of a plan. `call` is what it does, the rest is for people and for the order. */
@@ -84,7 +93,10 @@ export interface Plan {
     }[]
     nics: { mac: string; attachment: string }[]
   }
-  target: { kind: 'local' } | { kind: 'bundle'; dir: string }
+  target: { kind: 'local' } | { kind: 'ssh'; url: string; stage: string } | {
+    kind: 'bundle'
+    dir: string
+  }
   vm: { generation: 1 | 2; why: string; cpus: number; memory: number }
   /** The address that the guest is to have, which is the guest's to set. */
   guestIp?: string
@@ -122,7 +134,7 @@ export function makePlan(
   }
   refusals.push(...refuseSource(vm, disks), ...refuseWishes(wishes))
 
-  const local = target.kind === 'local'
+  const local = target.kind !== 'bundle'
   const steps: Step[] = []
   const add = (step: Step) => {
     steps.push(step)
@@ -130,10 +142,14 @@ export function makePlan(
   }
   const files = disks.map((_, index) => `${slug}${index ? `-${index + 1}` : ''}.${format}`)
   const folder = local ? target.folder : 'disks'
-  const converted = files.map((file) => joinHost(folder, file))
-  const places = !local && wishes.storage
-    ? files.map((file) => joinHost(wishes.storage as string, file))
-    : converted
+  const source = describeSource(vm, disks)
+  // its own folder for each state of the source, so that what is found there is of this one
+  const stage = target.kind === 'ssh'
+    ? join(target.stage, hash([source, target.url, folder]).slice(0, 12))
+    : undefined
+  const converted = files.map((file) => stage ? join(stage, file) : joinHost(folder, file))
+  const storage = target.kind === 'ssh' ? folder : local ? undefined : wishes.storage
+  const places = storage ? files.map((file) => joinHost(storage, file)) : converted
   const adapters = chooseAdapters(vm, wishes, target)
   notes.push(...adapters.notes, ...guestNotes(vm, generation))
 
@@ -172,6 +188,17 @@ export function makePlan(
         ...(member !== undefined && { disk: member }),
       },
     })
+    if (target.kind === 'ssh') {
+      return add({
+        id: `send-disk-${index + 1}`,
+        task: 'send-disk',
+        where: 'here',
+        needs: [],
+        title: `Send the disk to "${places[index]}"`,
+        undo: `remove "${places[index]}"`,
+        options: { from: converted[index] as string, to: places[index] as string },
+      })
+    }
     if (places[index] === converted[index]) return id
     return add({
       id: `place-disk-${index + 1}`,
@@ -289,29 +316,40 @@ export function makePlan(
     version: 1,
     slug,
     name,
-    source: {
-      ...pick(vm, 'kind', 'name', 'osType', 'cpus', 'memory', 'firmware'),
-      disks: disks.map(({ format, virtualSize, allocatedSize, modified }, index) => {
-        const { path, member } = vm.disks[index] as VmDescription['disks'][number]
-        return {
-          path,
-          ...(member !== undefined && { member }),
-          format,
-          virtualSize,
-          allocatedSize,
-          modified,
-        }
-      }),
-      nics: vm.nics.map(({ mac, attachment }) => ({ mac, attachment })),
-    },
-    target: local ? { kind: 'local' } : target,
+    source,
+    target: target.kind === 'local'
+      ? { kind: 'local' }
+      : target.kind === 'ssh'
+      ? { kind: 'ssh', url: target.url, stage: stage as string }
+      : target,
     vm: { generation, why, cpus, memory },
     ...(wishes.guestIp !== undefined && { guestIp: wishes.guestIp }),
     steps,
     notes,
   }
-  const key = createHash('sha256').update(JSON.stringify([plan.source, plan.target, plan.steps]))
-  return { plan: { ...plan, key: key.digest('hex') }, refusals }
+  return { plan: { ...plan, key: hash([plan.source, plan.target, plan.steps]) }, refusals }
+}
+
+function describeSource(vm: VmDescription, disks: Disks): Plan['source'] {
+  return {
+    ...pick(vm, 'kind', 'name', 'osType', 'cpus', 'memory', 'firmware'),
+    disks: disks.map(({ format, virtualSize, allocatedSize, modified }, index) => {
+      const { path, member } = vm.disks[index] as VmDescription['disks'][number]
+      return {
+        path,
+        ...(member !== undefined && { member }),
+        format,
+        virtualSize,
+        allocatedSize,
+        modified,
+      }
+    }),
+    nics: vm.nics.map(({ mac, attachment }) => ({ mac, attachment })),
+  }
+}
+
+function hash(data: unknown): string {
+  return createHash('sha256').update(JSON.stringify(data)).digest('hex')
 }
 
 /** A size for people, in the binary units that VirtualBox, Hyper-V and Windows count in. */

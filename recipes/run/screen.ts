@@ -118,6 +118,8 @@ function describePlan(plan: Plan): string {
   const data = source.disks.reduce((sum, { allocatedSize }) => sum + allocatedSize, 0)
   const where = target.kind === 'bundle'
     ? `bundle "${target.dir}", for the host that its Deploy.ps1 is run on`
+    : target.kind === 'ssh'
+    ? `Hyper-V on ${target.url}`
     : 'this machine’s Hyper-V'
   const steps = (where: Step['where'][]) =>
     list(

@@ -2,6 +2,7 @@
 import fs from 'fs-extra'
 import { createHash } from 'node:crypto'
 import type { FileHandle } from 'node:fs/promises'
+import { dirname } from 'node:path'
 import type { PowerShell, PowerShellProcess } from '../../tasks/task.ts'
 import type { Progress } from './steps.ts'
 
@@ -85,6 +86,22 @@ export async function sendDisk(
   } finally {
     await file.close()
   }
+}
+
+/** Removes the folder of disks that were on their way, and the folder of such folders when it is empty. */
+export async function removeStage(stage: string): Promise<void> {
+  await fs.remove(stage)
+  await fs.rmdir(dirname(stage)).catch((error: NodeJS.ErrnoException) => {
+    if (!['ENOTEMPTY', 'ENOENT', 'EEXIST'].includes(error.code ?? '')) throw error
+  })
+}
+
+/** Removes what has arrived of a disk that was not sent to its end. */
+export async function removePartial(to: string, ps: PowerShell): Promise<void> {
+  await ps`
+    $to = ${to}
+    $partial = $ExecutionContext.SessionState.Path.GetUnresolvedProviderPathFromPSPath($to) + '.partial'
+    if (Test-Path -LiteralPath $partial) { Remove-Item -LiteralPath $partial -Force }`
 }
 
 interface There {

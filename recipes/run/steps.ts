@@ -9,10 +9,13 @@ import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
 import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
 import { startVm, undoStartVm } from '../../tasks/start-vm.ts'
 import { type PowerShell, type PowerShellProcess, script } from '../../tasks/task.ts'
+import { sendDisk, type SendDiskOptions } from './send-disk.ts'
 
 /** What a step may use while it works. */
 export interface Tools {
   ps: PowerShell
+  /** The host that `ps` asks, for a step that sends it more than scripts. */
+  host?: PowerShellProcess | undefined
   signal?: AbortSignal | undefined
   onProgress?: ((progress: Progress) => void) | undefined
 }
@@ -41,6 +44,15 @@ export const tasks = {
   }),
   'place-disk': task({
     run: (options: Parameters<typeof placeDisk>[0], { ps }) => placeDisk(options, ps),
+    undo: (result, { ps }) => undoPlaceDisk(result, ps),
+  }),
+  // no task of its own: there is nothing to send where PowerShell is on this machine
+  'send-disk': task({
+    run: (options: SendDiskOptions, { host, signal, onProgress }) => {
+      if (host === undefined) throw new Error('Cannot send a disk: the plan has no host')
+      const step = `Send the disk to "${options.to}"`
+      return sendDisk(options, { host, step, signal, onProgress })
+    },
     undo: (result, { ps }) => undoPlaceDisk(result, ps),
   }),
   'create-switch': task({
