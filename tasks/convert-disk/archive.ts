@@ -76,10 +76,12 @@ export async function listMembers(archive: Bytes): Promise<Member[]> {
     }
     at = offset + Math.ceil(size / RECORD) * RECORD
   }
-  const names = members.map(({ name }) => name)
-  const twice = names.find((name, index) => names.indexOf(name) !== index)
-  if (twice !== undefined) {
-    throw new ImageError(archive, 0, `two of its members are named "${printable(twice)}"`)
+  const names = new Set<string>()
+  for (const { name } of members) {
+    if (names.has(name)) {
+      throw new ImageError(archive, 0, `two of its members are named "${printable(name)}"`)
+    }
+    names.add(name)
   }
   return members
 }
@@ -167,30 +169,45 @@ function capacityOf(disk: Node): number | undefined {
   return capacity > 0 ? capacity : undefined
 }
 
+interface Digest {
+  algorithm: string
+  digest: string
+}
+
+/** Read once, and not for each of thousands of chunks. */
+const manifests = new WeakMap<Bytes, Promise<Map<string, Digest>>>()
+
 /** What a manifest says of a file: algorithm and digest. */
-export async function digestOf(
-  manifest: Bytes,
-  name: string,
-): Promise<{ algorithm: string; digest: string } | undefined> {
-  for (const line of (await readText(manifest, MOST_MANIFEST)).split(/\r?\n/)) {
-    const [, algorithm = '', listed, digest = ''] =
-      line.match(/^\s*([\w-]+)\s*\((.*)\)\s*=\s*([0-9a-f]+)\s*$/i) ?? []
-    if (listed !== name) continue
-    if (!/^SHA-?(1|256|512)$/i.test(algorithm)) {
-      throw new ImageError(
-        manifest,
-        0,
-        `its digests are ${algorithm}, and SHA-1, SHA-256 and SHA-512 are known`,
-      )
-    }
-    return { algorithm: algorithm.toLowerCase().replace('-', ''), digest: digest.toLowerCase() }
+export async function digestOf(manifest: Bytes, name: string): Promise<Digest | undefined> {
+  let reading = manifests.get(manifest)
+  if (!reading) manifests.set(manifest, reading = readManifest(manifest))
+  const listed = (await reading).get(name)
+  if (!listed) return undefined
+  const { algorithm, digest } = listed
+  if (!/^SHA-?(1|256|512)$/i.test(algorithm)) {
+    throw new ImageError(
+      manifest,
+      0,
+      `its digests are ${algorithm}, and SHA-1, SHA-256 and SHA-512 are known`,
+    )
   }
+  return { algorithm: algorithm.toLowerCase().replace('-', ''), digest: digest.toLowerCase() }
+}
+
+async function readManifest(manifest: Bytes): Promise<Map<string, Digest>> {
+  const digests = new Map<string, Digest>()
+  for (const line of (await readText(manifest, MOST_MANIFEST)).split(/\r?\n/)) {
+    const [, algorithm = '', name, digest = ''] =
+      line.match(/^\s*([\w-]+)\s*\((.*)\)\s*=\s*([0-9a-f]+)\s*$/i) ?? []
+    if (name !== undefined && !digests.has(name)) digests.set(name, { algorithm, digest })
+  }
+  return digests
 }
 
 /** The digest of a whole file, read from the beginning to the end. */
 export async function hash(bytes: Bytes, algorithm: string, signal: AbortSignal): Promise<string> {
   const hash = createHash(algorithm)
-  const data = Buffer.alloc(MB)
+  const data = Buffer.alloc(Math.min(MB, bytes.size))
   for (let at = 0; at < bytes.size; at += data.length) {
     signal.throwIfAborted()
     const length = Math.min(data.length, bytes.size - at)

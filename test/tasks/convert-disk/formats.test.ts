@@ -7,7 +7,20 @@ import process from 'node:process'
 import { suite } from 'uvu'
 import { convertDisk, inspectDisk } from '../../../tasks/convert-disk.ts'
 import { fuzz } from '../../fuzz/convert-disk.ts'
-import { disk, MB, ovf, sealed, tar, vdi, vhd, VHDX, vhdx, vmdk, vmfsSparse } from './images.ts'
+import {
+  disk,
+  manifest,
+  MB,
+  ovf,
+  sealed,
+  tar,
+  vdi,
+  vhd,
+  VHDX,
+  vhdx,
+  vmdk,
+  vmfsSparse,
+} from './images.ts'
 
 interface Context {
   dir: string
@@ -554,6 +567,27 @@ exports('has no disk where neither disk nor file is named', async ({ dir }) => {
   const start = performance.now()
   await rejects(convertDisk({ from, to: join(dir, 'a.vhdx') }), /it has no disk/)
   ok(performance.now() - start < 4000)
+})
+
+exports('in thousands of chunks is looked up in its manifest in a moment', async ({ dir }) => {
+  const count = 4000
+  const image = vmdk(disk(4 * MB))
+  const size = Math.ceil(image.length / count)
+  const chunks = Array.from({ length: count }, (_, index) => ({
+    name: `a.vmdk.${String(index).padStart(9, '0')}`,
+    data: image.subarray(index * size, (index + 1) * size),
+  })).filter(({ data }) => data.length > 0)
+  const attributes = `ovf:chunkSize="${size}" ovf:size="${image.length}"`
+  const text = ovf('a.vmdk').replace('<File ', `<File ${attributes} `)
+  const entries = [{ name: 'a.ovf', data: text }, ...chunks]
+  const lines = manifest('SHA256', entries)
+  const start = performance.now()
+  await holds(dir, 'a.ova', tar([...entries, { name: 'a.mf', data: lines }]), disk(4 * MB))
+  ok(performance.now() - start < 8000)
+  const other = lines.replace(/[0-9a-f]{64}\n$/, `${'0'.repeat(64)}\n`)
+  const from = join(dir, 'a.ova')
+  await fs.writeFile(from, tar([...entries, { name: 'a.mf', data: other }]))
+  await rejects(convertDisk({ from, to: join(dir, 'b.img') }), /the manifest says 0{64}/)
 })
 
 exports('may tell members apart by case alone', async ({ dir }) => {
