@@ -145,6 +145,10 @@ export async function disksOf(ovf: Bytes): Promise<DiskFile[]> {
     if (chunkSize !== undefined && !(count >= 1 && count <= MOST_MEMBERS)) {
       throw refuse('is in chunks, of which it does not say how many')
     }
+    const capacity = capacityOf(disk)
+    if (compression === 'gzip' && capacity === undefined) {
+      throw refuse('is compressed, and how large it is is not said')
+    }
     return [{
       name,
       // DSP0243, 7.1: nine digits, from zero
@@ -153,7 +157,7 @@ export async function disksOf(ovf: Bytes): Promise<DiskFile[]> {
         return Array.from({ length: count }, (_, at) => `${name}.${String(at).padStart(9, '0')}`)
       },
       gzip: compression === 'gzip',
-      capacity: capacityOf(disk),
+      capacity,
     }]
   })
 }
@@ -166,7 +170,7 @@ function capacityOf(disk: Node): number | undefined {
     ? /^bytes?$/i.test(units) ? 1 : NaN
     : Number(base) ** Number(exponent)
   const capacity = Number(disk['@_capacity']) * unit
-  return capacity > 0 ? capacity : undefined
+  return capacity > 0 && Number.isSafeInteger(capacity) ? capacity : undefined
 }
 
 interface Digest {

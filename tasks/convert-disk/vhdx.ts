@@ -77,6 +77,8 @@ const DATA_SECTOR = { signature: text(0, 4), sequenceHigh: u32(4), sequenceLow: 
 const LOG_SECTOR = 4 * KB
 /** More than any writer takes; Hyper-V and qemu have 1 MB. */
 const MOST_LOG = 8 * MB
+/** A log of 1 MB has room for more, but for each the file would be read anew. */
+const MOST_ZEROS = 4096
 const NO_LOG = '00000000-0000-0000-0000-000000000000'
 
 /** 2.6.1.1 Metadata Table Header. */
@@ -361,6 +363,8 @@ async function replayLog(file: Bytes, header: Header): Promise<Bytes> {
   if (file.size < last.flushedFileOffset) {
     throw refuse(`the file is cut short: it had ${last.flushedFileOffset} bytes`)
   }
+  const zeros = active.flatMap(({ descriptors }) => descriptors).filter(({ dataAt }) => dataAt < 0)
+  if (zeros.length > MOST_ZEROS) throw refuse(`its log has ${zeros.length} ranges of zeros`)
   return applyLog(file, active, { ...last, read: readRing })
 }
 

@@ -4,6 +4,7 @@ import fs from 'fs-extra'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import process from 'node:process'
+import { gzipSync } from 'node:zlib'
 import { suite } from 'uvu'
 import { convertDisk, inspectDisk } from '../../../tasks/convert-disk.ts'
 import { fuzz } from '../../fuzz/convert-disk.ts'
@@ -517,6 +518,22 @@ microsoft('reads the metadata of a VHDX in bounded time and memory', async ({ di
     return dirty
   }
   await refuses(dir, 'a.vhdx', log(9 * MB), /its log has 9437184 bytes, which no log has/)
+  const ranges = 30_000
+  const entry = Buffer.alloc(Math.ceil((64 + ranges * 32) / 4096) * 4096)
+  const dirty = vhdx(data, { dirty: true })
+  entry.write('loge')
+  entry.writeUInt32LE(entry.length, 8)
+  entry.writeBigUInt64LE(99n, 16)
+  entry.writeUInt32LE(ranges, 24)
+  dirty.copy(entry, 32, 64 * 1024 + 48, 64 * 1024 + 64)
+  for (let at = 64; at < 64 + ranges * 32; at += 32) {
+    entry.write('zero', at)
+    entry.writeBigUInt64LE(4096n, at + 8)
+    entry.writeBigUInt64LE(BigInt(at * 4096), at + 16)
+    entry.writeBigUInt64LE(99n, at + 24)
+  }
+  sealed(entry).copy(dirty, VHDX.log)
+  await refuses(dir, 'a.vhdx', dirty, /its log has 30000 ranges of zeros/)
 })
 
 microsoft.run()
@@ -567,6 +584,21 @@ exports('has no disk where neither disk nor file is named', async ({ dir }) => {
   const start = performance.now()
   await rejects(convertDisk({ from, to: join(dir, 'a.vhdx') }), /it has no disk/)
   ok(performance.now() - start < 4000)
+})
+
+exports('inflates no more than its disk has', async ({ dir }) => {
+  const bomb = gzipSync(Buffer.alloc(80 * MB))
+  const text = ovf('a.vdi').replace('<File ', '<File ovf:compression="gzip" ')
+  const sized = (capacity: string) => text.replace('<Disk ', `<Disk ovf:capacity="${capacity}" `)
+  const made = (text: string, data: Buffer) =>
+    tar([{ name: 'a.ovf', data: text }, { name: 'a.vdi', data }])
+  await holds(dir, 'a.ova', made(sized(`${data.length}`), gzipSync(vdi(data))), data)
+  await refuses(dir, 'a.ova', made(sized(`${MB}`), bomb), /it inflates to more than/)
+  const unknown = /its disk "a\.vdi" is compressed, and how large it is is not said/
+  await refuses(dir, 'a.ova', made(text, bomb), unknown)
+  for (const size of ['-1', '1e400', 'x', '9'.repeat(20)]) {
+    await refuses(dir, 'a.ova', made(sized(size), bomb), unknown)
+  }
 })
 
 exports('in thousands of chunks is looked up in its manifest in a moment', async ({ dir }) => {
