@@ -136,6 +136,11 @@ export function printable(name: string): string {
   })
 }
 
+/** A number of bytes that a header has. */
+export function textOf(bytes: number): string {
+  return bytes === Infinity ? 'more bytes than any' : `${bytes} bytes`
+}
+
 export const KB = 1024
 export const MB = 1024 * KB
 export const GB = 1024 * MB

@@ -10,6 +10,7 @@ import {
   type Run,
   SECTOR,
   spread,
+  textOf,
   type Writer,
   type WriterOptions,
   ZEROS,
@@ -84,7 +85,7 @@ export async function openVdi(bytes: Bytes): Promise<Image> {
     throw refuse('u32Type', 'it is an undo image, which no VirtualBox since 2007 has made')
   }
   if (!Number.isSafeInteger(cbDisk) || cbDisk === 0) {
-    throw refuse('cbDisk', `its disk has ${cbDisk} bytes`)
+    throw refuse('cbDisk', `its disk has ${textOf(cbDisk)}`)
   }
   const whole = cbBlock >= 4 * KB && cbBlock <= 256 * MB && (cbBlock & (cbBlock - 1)) === 0
   if (!whole) throw refuse('cbBlock', `its blocks have ${cbBlock} bytes`)

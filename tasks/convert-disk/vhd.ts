@@ -16,6 +16,7 @@ import {
   SECTOR,
   setBits,
   spread,
+  textOf,
   type Write,
   type Writer,
   type WriterOptions,
@@ -108,7 +109,7 @@ export async function openVhd(bytes: Bytes): Promise<Image> {
   if (variant === undefined) throw refuse('diskType', `its type is ${diskType}, which none has`)
   // not the geometry, to which other tools cut a disk: it is rounded
   if (!Number.isSafeInteger(currentSize) || currentSize === 0 || currentSize % SECTOR) {
-    throw refuse('currentSize', `its disk has ${currentSize} bytes`)
+    throw refuse('currentSize', `its disk has ${textOf(currentSize)}`)
   }
   const image = {
     format: 'vhd' as const,

@@ -12,6 +12,7 @@ import {
   setBits,
   spread,
   TB,
+  textOf,
   type Writer,
   type WriterOptions,
   ZEROS,
@@ -145,6 +146,10 @@ export async function openVhdx(file: Bytes): Promise<Image> {
   // of a differencing image the last bitmap has an entry too
   const bitmaps = parent ? Math.ceil(blocks / ratio) : Math.floor((blocks - 1) / ratio)
   const entries = parent ? bitmaps * (ratio + 1) : blocks + bitmaps
+  // a log may say that the file is larger than it is, but its tables were made with it
+  if (regions.bat.offset + regions.bat.length > file.size) {
+    throw new ImageError(bytes, regions.bat.at, `its region ${BAT} is not within the file`)
+  }
   if (entries * 8 > regions.bat.length) {
     throw new ImageError(
       bytes,
@@ -175,29 +180,27 @@ export async function openVhdx(file: Bytes): Promise<Image> {
     ],
     async *runs(from = 0): AsyncGenerator<Run> {
       const places = new Places(blockSize, MB)
-      const tables = new Map<number, Buffer>()
-      const entryAt = async (index: number) => {
-        const first = index - index % CHUNK
-        let table = tables.get(first)
-        if (!table) {
-          const length = Math.min(CHUNK, entries - first) * 8
-          table = await bytes.read(regions.bat.offset + first * 8, length)
-          tables.clear()
-          tables.set(first, table)
-        }
-        const low = table.readUInt32LE((index - first) * 8)
-        const high = table.readUInt32LE((index - first) * 8 + 4)
+      const readEntries = (first: number, count: number) =>
+        bytes.read(regions.bat.offset + first * 8, count * 8)
+      const entryOf = (table: Buffer, index: number) => {
+        const low = table.readUInt32LE(index * 8)
+        const high = table.readUInt32LE(index * 8 + 4)
         return { state: low & 7, at: (high * 4096 + (low >>> 20)) * MB }
       }
+      let table: Buffer | undefined
       const refuse = (index: number, reason: string) => {
         return new ImageError(bytes, regions.bat.offset + index * 8, reason)
       }
-      for (let block = Math.floor(from / blockSize); block < blocks; block++) {
+      for (let block = Math.floor(from / blockSize), first = 0; block < blocks; block++) {
         const index = block + Math.floor(block / ratio)
-        const { state, at } = await entryAt(index)
+        if (!table || index >= first + CHUNK) {
+          first = index
+          table = await readEntries(first, Math.min(CHUNK, entries - first))
+        }
+        const { state, at } = entryOf(table, index - first)
+        if (state === NOT_PRESENT) continue
         const offset = block * blockSize
         const length = Math.min(blockSize, virtualDiskSize - offset)
-        if (state === NOT_PRESENT) continue
         const stored = state === FULLY_PRESENT || state === PARTIALLY_PRESENT
         const wrong = RESERVED.includes(state) || state === PARTIALLY_PRESENT && !parent
           ? `in state ${state}, in which no block of such a disk is`
@@ -215,7 +218,7 @@ export async function openVhdx(file: Bytes): Promise<Image> {
         } else {
           const chunk = Math.floor(block / ratio)
           const bitmapIndex = chunk * (ratio + 1) + ratio
-          const bitmap = await entryAt(bitmapIndex)
+          const bitmap = entryOf(await readEntries(bitmapIndex, 1), 0)
           const position = bitmap.at + (block % ratio) * bitmapSize
           if (
             bitmap.state !== FULLY_PRESENT || isTaken(bitmap.at, MB) ||
@@ -361,7 +364,7 @@ async function replayLog(file: Bytes, header: Header): Promise<Bytes> {
   const last = active.at(-1)
   if (!last) throw refuse('its log holds changes that are damaged')
   if (file.size < last.flushedFileOffset) {
-    throw refuse(`the file is cut short: it had ${last.flushedFileOffset} bytes`)
+    throw refuse(`the file is cut short: it had ${textOf(last.flushedFileOffset)}`)
   }
   const zeros = active.flatMap(({ descriptors }) => descriptors).filter(({ dataAt }) => dataAt < 0)
   if (zeros.length > MOST_ZEROS) throw refuse(`its log has ${zeros.length} ranges of zeros`)
@@ -496,7 +499,7 @@ async function readMetadata(bytes: Bytes, region: Region) {
     throw refuse(0, `its sectors have ${logicalSectorSize} bytes`)
   }
   if (virtualDiskSize === 0 || virtualDiskSize > MAX_VHDX || virtualDiskSize % logicalSectorSize) {
-    throw refuse(0, `its disk has ${virtualDiskSize} bytes`)
+    throw refuse(0, `its disk has ${textOf(virtualDiskSize)}`)
   }
   return {
     blockSize,

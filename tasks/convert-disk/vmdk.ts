@@ -17,6 +17,7 @@ import {
   share,
   type Slot,
   TB,
+  textOf,
   WINDOW,
   ZEROS,
 } from './image.ts'
@@ -213,7 +214,7 @@ async function readHostedHeader(bytes: Bytes): Promise<Layout> {
   let virtualSize = capacity * SECTOR
   const grainSize = header.grainSize * SECTOR
   if (capacity === 0 || virtualSize > MAX_SIZE) {
-    throw refuse('capacity', `its disk has ${virtualSize} bytes`)
+    throw refuse('capacity', `its disk has ${textOf(virtualSize)}`)
   }
   const whole = grainSize >= 4 * KB && grainSize <= WINDOW && (grainSize & (grainSize - 1)) === 0
   if (!whole) throw refuse('grainSize', `its grains have ${grainSize} bytes`)

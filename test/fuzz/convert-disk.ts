@@ -242,7 +242,7 @@ function faultsOf(error: Error): string[] {
   if (/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/.test(message)) faults.push('several lines')
   // of names only so much as tells them apart
   if (message.length > 6000) faults.push(`a sentence of ${message.length} characters`)
-  if (/\b(undefined|NaN|null|\[object|E[A-Z]{4,}:|ERR_)/.test(message)) {
+  if (/\b(undefined|NaN|Infinity|null|\[object|E[A-Z]{4,}:|ERR_)/.test(message)) {
     faults.push(`not for people: ${message}`)
   }
   return faults

@@ -7,6 +7,9 @@ import { basename, join } from 'node:path'
 import process from 'node:process'
 import { suite } from 'uvu'
 import { convertDisk, inspectDisk } from '../../../tasks/convert-disk.ts'
+import { type Place, withParents } from '../../../tasks/convert-disk/chain.ts'
+import { openImage } from '../../../tasks/convert-disk/formats.ts'
+import type { Bytes } from '../../../tasks/convert-disk/image.ts'
 import { needs } from '../../needs.ts'
 import { disk, MB, NO_UUID, tar, vdi, vhd, vhdx, vmdk, vmfsSparse } from './images.ts'
 
@@ -207,6 +210,38 @@ made('in an OVA is read with its parent there', async ({ dir }) => {
   const to = join(dir, 'a.img')
   await convertDisk({ from, to, disk: 'child.vdi' })
   ok((await fs.readFile(to)).equals(child))
+})
+
+made('of 300 generations is refused, with no file opened for each of them', async () => {
+  const id = (number: number) => `aaaaaaaa-0000-0000-0000-${String(number).padStart(12, '0')}`
+  const data = Buffer.alloc(4096, 'x')
+  const files = Array.from({ length: 301 }, (_, number): Bytes => {
+    const parent = { uuid: id(number - 1), modified: NO_UUID, data: Buffer.alloc(4096) }
+    const image = vdi(data, { blockSize: 4096, uuid: id(number), ...(number > 0 && { parent }) })
+    const read: Bytes['read'] = (at, length, into = Buffer.alloc(length)) => {
+      image.copy(into, 0, at, at + length)
+      return Promise.resolve(into)
+    }
+    return { name: `${number}.vdi`, size: image.length, read }
+  })
+  const sibling = () => Promise.reject(new Error('There are no siblings'))
+  let opened = 0
+  const placeOf = (name: string): Place => ({
+    name,
+    candidates: async function* (_, isNone) {
+      for (const bytes of files) {
+        if (bytes.name === name || isNone(bytes.name)) continue
+        opened++
+        const take = () => Promise.resolve(placeOf(bytes.name))
+        yield { bytes, sibling, take, close: () => Promise.resolve() }
+      }
+    },
+  })
+  const last = files[300] as Bytes
+  const image = await openImage(last, sibling)
+  const reason = { message: /^Cannot read "44\.vdi": it has more than 256 parents/ }
+  await rejects(withParents(image, last, placeOf(last.name)), reason)
+  ok(opened < 2 * files.length, `${opened} were opened`)
 })
 
 made.run()

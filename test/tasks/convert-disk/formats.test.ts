@@ -95,7 +95,12 @@ vdis('refuses what is half a disk, damaged or of another version', async ({ dir 
   await refuses(dir, 'a.vdi', patched(image, MB + 4, [0]), /block 1 is where another block is/)
   await refuses(dir, 'a.vdi', patched(image, 0x178, [1]), /its blocks have 1048577 bytes/)
   await refuses(dir, 'a.vdi', patched(image, 0x176, [9]), /less than \d+ bytes/)
-  await refuses(dir, 'a.vdi', patched(image, 0x176, [0xff, 0xff]), /its disk has Infinity bytes/)
+  await refuses(
+    dir,
+    'a.vdi',
+    patched(image, 0x176, [0xff, 0xff]),
+    /its disk has more bytes than any/,
+  )
   await refuses(dir, 'a.vdi', '', /it is empty/)
   // the block map within the header
   const map = patched(vdi(data, { blockSize: 4096 }), 0x154, [0xc0, 0x01, 0, 0])
@@ -518,6 +523,21 @@ microsoft('reads the metadata of a VHDX in bounded time and memory', async ({ di
     return dirty
   }
   await refuses(dir, 'a.vhdx', log(9 * MB), /its log has 9437184 bytes, which no log has/)
+  // a disk of 64 TB, and a log that has its table behind the end of the file
+  const far = vhdx(data, { dirty: true, blockSize: MB })
+  for (const at of [192 * 1024, 256 * 1024]) {
+    far.writeBigUInt64LE(BigInt(64 * MB), at + 16 + 16)
+    far.writeUInt32LE(1024 * MB, at + 16 + 24)
+    sealed(far.subarray(at, at + 64 * 1024))
+  }
+  far.writeBigUInt64LE(2n ** 46n, VHDX.metadata + 64 * 1024 + 8)
+  // its last entry, of two sectors
+  const last = far.subarray(VHDX.log + 4096, VHDX.log + 3 * 4096)
+  last.writeBigUInt64LE(2n ** 45n, 56)
+  sealed(last)
+  const start = performance.now()
+  await refuses(dir, 'a.vhdx', far, /its region 2dc27766-[-0-9a-f]+ is not within the file/)
+  ok(performance.now() - start < 2000)
   const ranges = 30_000
   const entry = Buffer.alloc(Math.ceil((64 + ranges * 32) / 4096) * 4096)
   const dirty = vhdx(data, { dirty: true })
