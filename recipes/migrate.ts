@@ -193,30 +193,40 @@ async function checkReach(plan: Plan, { ps, here }: Host, state: string): Promis
   if (check?.task !== 'check-host') {
     throw new Error('Cannot check the host: the plan does not begin so')
   }
-  const found = await checkHost(check.options, ps) as CheckHostResult
-  plan.notes.push(...found.notes)
-  const refusals = [...found.refusals]
   const before = (await readJournals(state)).findLast(({ plan: { key } }) => key === plan.key)
+  const remote = plan.target.kind === 'ssh'
+  const made: { step: Step; path: string; size: number; own: boolean }[] = []
+  let arrived = 0
   for (const step of plan.steps) {
     if (step.task !== 'convert-disk' && step.task !== 'send-disk') continue
-    if (found.vm && found.refusals.length === 0) {
-      step.already = 'the VM has it'
-      continue
-    }
-    const there = step.task === 'send-disk'
-      ? await sizeThere(step.options.to, ps)
-      : (await fs.stat(await here(step.options.to)).catch(() => undefined))?.size
-    if (there === undefined) continue
-    const done = before?.done.find((done) => done.step === step.id)?.result
-    if (before?.outcome !== 'done' && (done?.fileSize ?? done?.size) === there) {
-      step.already = step.task === 'send-disk'
-        ? 'an earlier run sent it'
-        : 'an earlier run converted it'
-    } else if (plan.target.kind === 'ssh' && step.task === 'convert-disk') {
-      await fs.remove(step.options.to) // of a run that lost its journal, in a folder of the kit's own
-    } else if (!found.vm) {
+    const path = step.options.to
+    const size = step.task === 'send-disk'
+      ? await sizeThere(path, ps)
+      : (await fs.stat(await here(path)).catch(() => undefined))?.size
+    const result = before?.done.find((done) => done.step === step.id)?.result
+    const own = before?.outcome !== 'done' && (result?.fileSize ?? result?.size) === size
+    if (size !== undefined) made.push({ step, path, size, own })
+    if (remote && step.task === 'convert-disk') continue
+    if (size !== undefined && own) arrived += size
+    if (remote && size === undefined) arrived += await sizeThere(`${path}.partial`, ps) ?? 0
+  }
+  // what an earlier run wrote needs no space again
+  const space = Math.max(0, (check.options.space ?? 0) - arrived)
+  const found = await checkHost({ ...check.options, space }, ps) as CheckHostResult
+  plan.notes.push(...found.notes)
+  const refusals = [...found.refusals]
+  for (const step of plan.steps) {
+    const file = step.task === 'convert-disk' || step.task === 'send-disk'
+    if (file && found.vm && found.refusals.length === 0) step.already = 'the VM has it'
+  }
+  for (const { step, path, own } of made) {
+    if (step.already) continue
+    if (own) {
+      const how = step.task === 'send-disk' ? 'sent' : 'converted'
+      step.already = `an earlier run ${how} it`
+    } else if (!found.vm && !(remote && step.task === 'convert-disk')) {
       refusals.push(
-        `Cannot write "${step.options.to}": a file of that name is there, and it is not of this plan. ` +
+        `Cannot write "${path}": a file of that name is there, and it is not of this plan. ` +
           'Remove it, or choose another --name or --storage',
       )
     }
@@ -280,8 +290,9 @@ async function run(
     let call: Step = step
     if (step.task === 'convert-disk') {
       const to = dir ? join(dir, step.options.to) : await (host as Host).here(step.options.to)
-      // a bundle's folder is known to be this plan's own by now
-      call = { ...step, options: { ...step.options, to, force: dir !== undefined } }
+      // a bundle's folder and one for disks on their way are known to be this plan's own by now
+      const force = dir !== undefined || stage !== undefined
+      call = { ...step, options: { ...step.options, to, force } }
     }
     await record(journal.file, { entry: 'started', step: step.id })
     const result = await perform(call, { ps: powershellFor(host, step), host, signal, onProgress })

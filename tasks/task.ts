@@ -627,7 +627,7 @@ function reader(mark: string, hear: (kind: string, text: string) => void) {
  * the loop itself. No variable here or there may be called input: by that name PowerShell would
  * take standard input for itself (PowerShell's ConsoleHost.cs, IsUsingDollarInput).
  */
-const BOOT = `
+export const BOOT = `
 $channel = [Console]::OpenStandardInput()
 $bytes = New-Object byte[] LENGTH
 $at = 0
@@ -653,7 +653,7 @@ while ($at -lt $bytes.Length) {
  * nothing, and where that fails it stops the script and ends. sshd on Windows leaves processes of a
  * lost connection behind (PowerShell/Win32-OpenSSH#1751).
  */
-const LOOP = `
+export const LOOP = `
 $ErrorActionPreference = 'Stop'
 $out = [Console]::OpenStandardOutput()
 try {
@@ -776,8 +776,11 @@ function kebab(name: string): string {
   return name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
 }
 
+/** In one line, without what would move the cursor. */
 function plain(text: string): string {
-  return text.trim().replace(/\s*[\r\n]+\s*/g, ' ')
+  const line = text.trim().replace(/\s*[\r\n]+\s*/g, ' ')
+  // deno-lint-ignore no-control-regex
+  return line.replace(/[\u0000-\u001f\u007f-\u009f]/g, '\ufffd')
 }
 
 function warn(warning: string): void {

@@ -11,7 +11,7 @@ import { migrate, type MigrateOptions } from '../../recipes/migrate.ts'
 import type { Host } from '../../recipes/run/host.ts'
 import type { RunEvent } from '../../recipes/run/screen.ts'
 import { undo } from '../../recipes/undo.ts'
-import { ConnectionError, openPowerShell } from '../../tasks/task.ts'
+import { ConnectionError, openPowerShell, type PowerShell, script } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 import { type SshHost, sshHost } from '../ssh-host.ts'
@@ -149,12 +149,16 @@ test('goes on after the link broke while a disk was sent', async ({ host, ssh, s
   await cut
   const disk = join(options.storage as string, 'web.vhdx')
   ok(await fs.pathExists(`${disk}.partial`))
-  const { events, outcome } = await run(all, opener(ssh))
+  const scripts: string[] = []
+  const { events, outcome } = await run(all, opener(ssh, scripts))
   equal(outcome, 'done')
   const steps = events.flatMap((event) =>
     event.event === 'step' ? [`${event.step} ${event.state}`] : []
   )
   ok(steps.includes('convert-disk-1 same'), 'it converts again')
+  // what has arrived needs no room again, of the 192 MB that are asked for
+  const needed = scripts.flatMap((text) => text.match(/\$space = (\d+)/)?.[1] ?? []).map(Number)
+  ok(needed.some((space) => space > 0 && space <= 176 * MB), `it asks for ${needed} bytes`)
   const [journal = ''] = await fs.readdir(join(state, 'runs'))
   const lines = (await fs.readFile(join(state, 'runs', journal), 'utf8')).split('\n').filter(
     Boolean,
@@ -198,9 +202,13 @@ async function run(
 }
 
 /** As the recipe opens a host, but with the test's own ssh. */
-function opener({ env }: SshHost): (name: string) => Host {
-  return (name) => ({
-    ...openPowerShell({ host: name, env }),
-    here: (path) => Promise.resolve(path),
-  })
+function opener({ env }: SshHost, scripts: string[] = []): (name: string) => Host {
+  return (name) => {
+    const opened = openPowerShell({ host: name, env })
+    const ps: PowerShell = (pieces, ...values) => {
+      scripts.push(script(pieces, ...values))
+      return opened.ps(pieces, ...values)
+    }
+    return { ...opened, ps, here: (path) => Promise.resolve(path) }
+  }
 }

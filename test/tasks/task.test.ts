@@ -8,9 +8,11 @@ import { setTimeout as wait } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { suite } from 'uvu'
 import {
+  BOOT,
   ConnectionError,
   HostError,
   literal,
+  LOOP,
   openPowerShell,
   powershell,
   type PowerShellProcess,
@@ -19,6 +21,7 @@ import {
   type Value,
 } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
+import { analyze } from './analyze.ts'
 
 const root = join(import.meta.dirname as string, '..', '..')
 const task = join(root, 'tasks', 'task.ts')
@@ -286,6 +289,23 @@ test('ends a script that runs when it is closed', async () => {
   await wait(100)
   await close()
   await sleeping
+})
+
+test('has no syntax that Windows PowerShell 5.1 lacks', async ({ shell: { ps } }) => {
+  const dir = await mkdtemp(join(tmpdir(), 'loop-'))
+  try {
+    for (const [name, text] of Object.entries({ BOOT, LOOP })) {
+      // what goes over the wire is ASCII
+      // deno-lint-ignore no-control-regex
+      match(text, /^[\u0000-\u007f]+$/)
+      // by that name PowerShell would take standard input for itself
+      ok(!/\$input\b/i.test(text), name)
+      await writeFile(join(dir, `${name}.ps1`), text)
+    }
+    deepEqual(await analyze(ps, dir), [])
+  } finally {
+    await rm(dir, { recursive: true })
+  }
 })
 
 running('says how to name a PowerShell when there is none', async () => {

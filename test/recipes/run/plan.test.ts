@@ -1,6 +1,8 @@
-import { deepEqual, equal, match } from 'node:assert/strict'
+import { deepEqual, equal, match, ok } from 'node:assert/strict'
+import { join } from 'node:path'
 import { suite } from 'uvu'
 import { type Disks, makePlan, size, type Target, type Wishes } from '../../../recipes/run/plan.ts'
+import type { CheckHostResult } from '../../../tasks/check-host.ts'
 import type { VmDescription } from '../../../tasks/inspect-vm.ts'
 
 const bundle: Target = { kind: 'bundle', dir: 'out/x' }
@@ -138,6 +140,29 @@ plans('tells sizes in the units of Windows', () => {
     '66 MB',
     '2 TB',
   ])
+})
+
+plans('converts for another machine in a folder here, and sends from there', () => {
+  const target = (url: string): Target => ({
+    kind: 'ssh',
+    url,
+    folder: 'D:\\Hyper-V',
+    stage: 'stage',
+    host: { switches: [] } as unknown as CheckHostResult,
+  })
+  const { plan, refusals } = makePlan(vm({}), [disk({})], {}, target('ssh://a'))
+  deepEqual(refusals, [])
+  const [check, convert, send] = plan.steps
+  const to = 'D:\\Hyper-V\\web.vhdx'
+  ok(check?.task === 'check-host' && convert?.task === 'convert-disk' && send?.task === 'send-disk')
+  deepEqual(check.options.disk, [to])
+  equal(join(convert.options.to, '..', '..'), 'stage')
+  deepEqual(send.options, { from: convert.options.to, to })
+  const made = plan.steps.find(({ task }) => task === 'create-vm')
+  ok(made?.task === 'create-vm' && made.needs.includes(send.id))
+  deepEqual(made.options.disk, [to])
+  const [, other] = makePlan(vm({}), [disk({})], {}, target('ssh://b')).plan.steps
+  ok(other?.task === 'convert-disk' && other.options.to !== convert.options.to)
 })
 
 plans.run()

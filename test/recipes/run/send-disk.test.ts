@@ -4,8 +4,15 @@ import { createHash, randomFillSync } from 'node:crypto'
 import { join } from 'node:path'
 import process from 'node:process'
 import { suite } from 'uvu'
-import { sendDisk } from '../../../recipes/run/send-disk.ts'
-import { ConnectionError, openPowerShell, type PowerShellProcess } from '../../../tasks/task.ts'
+import { removePartial, sendDisk } from '../../../recipes/run/send-disk.ts'
+import {
+  ConnectionError,
+  openPowerShell,
+  type PowerShell,
+  type PowerShellProcess,
+  script,
+} from '../../../tasks/task.ts'
+import { analyze } from '../../tasks/analyze.ts'
 import { needs } from '../../needs.ts'
 import { type SshHost, sshHost } from '../../ssh-host.ts'
 
@@ -172,6 +179,26 @@ test('refuses a disk that did not arrive as it was sent', async ({ ssh, from, to
   await damage
   await host.close()
   deepEqual(await fs.readdir(join(to, '..')), [])
+})
+
+test('has no syntax that Windows PowerShell 5.1 lacks', async ({ from, to }) => {
+  const scripts: string[] = []
+  const answers = [{ path: to, madeFolder: null, sha256: null, blocks: { length: 0, sums: [] } }]
+  const ps: PowerShell = (pieces, ...values) => {
+    scripts.push(script(pieces, ...values))
+    return Promise.resolve({ stdout: JSON.stringify(answers.shift() ?? '') })
+  }
+  await fs.writeFile(from, 'data')
+  await sendDisk({ from, to }, { host: { ps, using: () => ps, close: () => Promise.resolve() } })
+  await removePartial(to, ps)
+  equal(scripts.length, 3)
+  const dir = join(from, '..', 'scripts')
+  for (const [n, text] of scripts.entries()) {
+    await fs.outputFile(join(dir, `${n}.ps1`), `\ufeff${text}`)
+  }
+  const { ps: local, close } = openPowerShell()
+  deepEqual(await analyze(local, dir), [])
+  await close()
 })
 
 sending.run()
