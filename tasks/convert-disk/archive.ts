@@ -192,7 +192,7 @@ export async function digestOf(manifest: Bytes, name: string): Promise<Digest | 
     throw new ImageError(
       manifest,
       0,
-      `its digests are ${algorithm}, and SHA-1, SHA-256 and SHA-512 are known`,
+      `its digests are ${printable(algorithm)}, and SHA-1, SHA-256 and SHA-512 are known`,
     )
   }
   return { algorithm: algorithm.toLowerCase().replace('-', ''), digest: digest.toLowerCase() }

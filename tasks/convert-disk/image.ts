@@ -128,10 +128,14 @@ export class ImageError extends Error {
   }
 }
 
+/** The most of a name that is quoted. */
+const MOST_NAME = 1000
+
 /** A name as a message may hold it: it stays on its line. */
 export function printable(name: string): string {
+  const start = name.length > MOST_NAME ? `${name.slice(0, MOST_NAME)}…` : name
   // deno-lint-ignore no-control-regex -- these are what must not reach a terminal
-  return name.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g, (character) => {
+  return start.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g, (character) => {
     return `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`
   })
 }

@@ -175,7 +175,7 @@ async function readVmfsHeader(bytes: Bytes): Promise<Layout> {
   if (numSectors === 0) throw refuse('numSectors', 'its disk has 0 bytes')
   const grainSize = header.grainSize * SECTOR
   const whole = grainSize > 0 && grainSize <= WINDOW && (grainSize & (grainSize - 1)) === 0
-  if (!whole) throw refuse('grainSize', `its grains have ${grainSize} bytes`)
+  if (!whole) throw refuse('grainSize', `its grains have ${textOf(grainSize)}`)
   const virtualSize = numSectors * SECTOR
   const tables = Math.ceil(virtualSize / (grainSize * VMFS_ENTRIES))
   const directory = gdOffset * SECTOR
@@ -217,7 +217,7 @@ async function readHostedHeader(bytes: Bytes): Promise<Layout> {
     throw refuse('capacity', `its disk has ${textOf(virtualSize)}`)
   }
   const whole = grainSize >= 4 * KB && grainSize <= WINDOW && (grainSize & (grainSize - 1)) === 0
-  if (!whole) throw refuse('grainSize', `its grains have ${grainSize} bytes`)
+  if (!whole) throw refuse('grainSize', `its grains have ${textOf(grainSize)}`)
   if (numGTEsPerGT < 512 || numGTEsPerGT > 64 * KB) {
     throw refuse('numGTEsPerGT', `its grain tables have ${numGTEsPerGT} entries`)
   }
@@ -466,7 +466,9 @@ async function openExtents(
         await image.close?.()
         throw new ImageError(file, 0, `it is no extent of ${size} bytes as its descriptor says`)
       }
-    } else if (type !== 'ZERO') throw refuse(`its extent of type ${type} is none that is known`)
+    } else if (type !== 'ZERO') {
+      throw refuse(`its extent of type ${printable(`${type}`)} is none that is known`)
+    }
     extents.push({ start: virtualSize, size, image })
     virtualSize += size
   }

@@ -241,7 +241,7 @@ function faultsOf(error: Error): string[] {
   // deno-lint-ignore no-control-regex -- these are what must not reach a terminal
   if (/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/.test(message)) faults.push('several lines')
   // of names only so much as tells them apart
-  if (message.length > 6000) faults.push(`a sentence of ${message.length} characters`)
+  if (message.length > 4000) faults.push(`a sentence of ${message.length} characters`)
   if (/\b(undefined|NaN|Infinity|null|\[object|E[A-Z]{4,}:|ERR_)/.test(message)) {
     faults.push(`not for people: ${message}`)
   }
@@ -325,7 +325,10 @@ function* sectorsOf(size: number): Generator<number> {
 /** What a tar holds, whatever it says of types and names that are too long. */
 function untar(archive: Buffer): Record<string, Buffer> {
   const members: Record<string, Buffer> = {}
-  for (let at = 0; at + SECTOR <= archive.length && archive[at] !== 0;) {
+  for (
+    let at = 0;
+    at + SECTOR <= archive.length && archive.subarray(at, at + SECTOR).some((byte) => byte);
+  ) {
     const text = (from: number, length: number) =>
       archive.toString('utf8', at + from, at + from + length).replace(/\0.*$/s, '')
     const wide = (archive[at + 124] as number) & 0x80

@@ -186,7 +186,9 @@ function openVhdx(stored: Buffer, parent?: Disk): Disk {
   if (!header) throw new Error('The reference finds no header')
   const file = header.subarray(48, 64).some((byte) => byte) ? replay(stored, header) : stored
   const regions = [192 * 1024, 256 * 1024].map((at) => file.subarray(at, at + 64 * 1024))
-    .find((data) => data.toString('latin1', 0, 4) === 'regi' && isSealed(data))
+    .find((data) =>
+      data.toString('latin1', 0, 4) === 'regi' && isSealed(data) && data.readUInt32LE(8) <= 2047
+    )
   if (!regions) throw new Error('The reference finds no region table')
   const find = (table: Buffer, from: number, count: number, id: string) => {
     for (let entry = from; entry < from + count * 32; entry += 32) {

@@ -277,6 +277,10 @@ vmdks('takes no extent twice, and none that is the descriptor', async ({ dir }) 
   await refuses(dir, 'a.vmdk', lines('RW 1 FLAT "a.vmdk" 0'), /"a\.vmdk" is the descriptor itself/)
   const long = `${'x'.repeat(300)}.vmdk`
   await refuses(dir, 'a.vmdk', lines(`RW 1 FLAT "${long}" 0`), /is no file beside it/)
+  // what a file says is quoted as far as it helps
+  const cut = /^.{1000,2000}….{0,200}$/
+  await refuses(dir, 'a.vmdk', lines(`RW 1 FLAT "${'x'.repeat(99_999)}" 0`), cut)
+  await refuses(dir, 'a.vmdk', lines(`RW 1 ${'X'.repeat(99_999)} "a"`), cut)
 })
 
 vmdks('reads a descriptor of any text in a moment', async ({ dir }) => {
