@@ -257,16 +257,18 @@ function differences(
   member: string | undefined,
 ): string[] {
   try {
-    const members = from.endsWith('.ova') ? untar(files[from] as Buffer) : files
+    const isArchive = from.endsWith('.ova')
+    const members = isArchive ? untar(files[from] as Buffer) : files
     const sibling = (name: string) => {
       const found = partsOf(members, name)
       if (found) return found
       throw new Error(`the reference has no "${name}"`)
     }
     let expected: Disk | undefined
-    const chain = source.chain ?? [join(dir, member ?? from)]
-    for (const [index, path] of chain.entries()) {
-      const name = path.replace(`${join(dir, from)}/`, '').replace(`${dir}/`, '')
+    const inside = join(dir, from).length + 1
+    const names = source.chain?.map((path) => isArchive ? path.slice(inside) : basename(path))
+    const chain = names ?? [member ?? from]
+    for (const [index, name] of chain.entries()) {
       const data = sibling(name)
       const is = index === chain.length - 1 ? source.format : formatOf(data)
       expected = openReference(is, data, sibling, expected)

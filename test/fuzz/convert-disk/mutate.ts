@@ -100,6 +100,7 @@ function changeFile(
   if (kind === 0 || within.length === 0) return cut(file, fields, below)
   if (kind === 1) return splice(file, all, below)
   if (kind === 2) return bomb(file, within, below)
+  if (kind === 4) return giant(file, below)
   if (kind === 3) {
     const { at } = within[below(within.length)] as Field
     const length = Math.min(1 + below(16), file.length - at)
@@ -107,7 +108,7 @@ function changeFile(
     return { data: file, what: `${length} random bytes at ${at}` }
   }
   const field = within[below(within.length)] as Field
-  if (kind <= 6) {
+  if (kind <= 7) {
     const alike = within.filter(({ length, kind }) =>
       length === field.length && kind === field.kind
     )
@@ -117,6 +118,51 @@ function changeFile(
   }
   if (field.kind === 'text') return changeText(file, field, below)
   return { data: file, what: setField(file, field, below) }
+}
+
+/** A disk that is as large as its tables can say, and larger than its file by far. */
+function giant(file: Buffer, below: Below): { data: Buffer; what: string } {
+  const magic = file.toString('latin1', 0, 8)
+  const power = (most: number) => 2 ** below(most)
+  const put = (length: number, value: number, at: number, order: 'LE' | 'BE' = 'LE') => {
+    if (at < 0 || at + length > file.length) return
+    if (length === 8) file[`writeBigUInt64${order}`](BigInt(value), at)
+    else file[`writeUInt32${order}`](value, at)
+  }
+  if (file.length > 0x200 && file.readUInt32LE(0x40) === 0xbeda107f) {
+    const [block, count] = [2 ** 28 / power(12), power(18)]
+    const old = file.readUInt32LE(0x44) === 1
+    put(8, block * count - 512 * below(2), old ? 0x160 : 0x170)
+    put(4, block, old ? 0x168 : 0x178)
+    put(4, count, old ? 0x16c : 0x180)
+    return { data: file, what: `${count} blocks of ${block} bytes` }
+  }
+  if (magic.startsWith('KDMV')) {
+    const [grain, entries, tables] = [2 ** 12 / power(9), 2 ** 16 / power(7), power(16)]
+    const footer = file.length - 1024
+    for (const at of [0, file.toString('latin1', footer, footer + 4) === 'KDMV' ? footer : -99]) {
+      put(8, grain * entries * tables, at + 12)
+      put(8, grain, at + 20)
+      put(4, entries, at + 44)
+    }
+    return { data: file, what: `${tables} tables of ${entries} grains of ${grain} sectors` }
+  }
+  if (magic === 'vhdxfile') {
+    const [block, size] = [2 ** 28 / power(9), 2 ** 46 / power(20)]
+    put(4, block, 2 * 1024 ** 2 + 64 * 1024)
+    put(8, size, 2 * 1024 ** 2 + 64 * 1024 + 8)
+    if (below(2)) file.fill(0, 3 * 1024 ** 2, 3 * 1024 ** 2 + 64)
+    return { data: file, what: `${size} bytes in blocks of ${block}` }
+  }
+  if (magic === 'conectix') {
+    const [block, count] = [2 ** 24 / power(15), power(16)]
+    for (const at of [0, file.length - 512]) put(8, block * count, at + 48, 'BE')
+    put(4, count, 512 + 28, 'BE')
+    put(4, block, 512 + 32, 'BE')
+    return { data: file, what: `${count} blocks of ${block} bytes` }
+  }
+  const more = Buffer.alloc(power(22))
+  return { data: Buffer.concat([file, more]), what: `${more.length} bytes more` }
 }
 
 /** Sizes that matter to programs: borders of numbers, of the file, of units. */
