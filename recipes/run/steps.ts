@@ -130,3 +130,21 @@ export function scriptOf(call: Call): Promise<string> {
     )
   })
 }
+
+/** The PowerShell that takes back what a step answered, which it has in its first line; undefined where none does. */
+export function undoScriptOf({ task }: Call): Promise<string | undefined> {
+  const { undo } = tasks[task] as unknown as Task<object, object>
+  if (!undo) return Promise.resolve(undefined)
+  // an answer that says that all was changed: what the undo is to take back it reads on the host
+  const answer = { changed: true, id: '', adapter: '', path: '', hostIp: '', before: {} }
+  return new Promise((resolve, reject) => {
+    const ps: PowerShell = (pieces, ...values) => {
+      resolve(script(pieces, ...values))
+      return new Promise(() => {}) // the undo needs no answer any more
+    }
+    undo(answer, { ps }).then(
+      () => reject(new Error(`Cannot write the undo of ${task} down`)),
+      reject,
+    )
+  })
+}

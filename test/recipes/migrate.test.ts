@@ -14,7 +14,7 @@ import { undo } from '../../recipes/undo.ts'
 import { HostError } from '../../tasks/task.ts'
 import { boots } from '../boot.ts'
 import { needs } from '../needs.ts'
-import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+import { quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 import { analyze } from '../tasks/analyze.ts'
 
 const execute = promisify(execFile)
@@ -200,6 +200,7 @@ const deploying = needs(deploys, 'pwsh')
 deploys.before.each(async (context) => {
   context.host = await simulatedHost()
   context.bundle = join(context.host.dir, 'b')
+  await context.host.change(quickGuests)
   context.state = join(context.host.dir, 'state')
 })
 deploys.after.each(({ host }) => host.close())
@@ -273,6 +274,73 @@ deploying(
   },
 )
 
+deploying(
+  'takes back what it changed, the last first, and goes on after a failure',
+  async ({ host, bundle, state }) => {
+    const { ova } = await demo('bios', host.dir)
+    await run({ source: [ova], to: `bundle:${bundle}`, name: HOSTILE, state, ...ALL })
+    const before = await host.state()
+    equal((await deploy(host, bundle, '-Undo')).stdout.includes('Nothing to take back'), true)
+    await host.change((state) => state.faults = [{ cmdlet: 'Set-VMProcessor', times: 1 }])
+    const failed = await deploy(host, bundle)
+    equal(failed.code, 1)
+    match(failed.stderr, /Mend that and run again: .* Or take back what was done: -Undo/)
+    await host.change((state) => delete state.faults)
+    const done = await deploy(host, bundle)
+    equal(done.code, 0, done.stderr)
+    const made = await host.text()
+    const dry = await deploy(host, bundle, '-Undo', '-DryRun')
+    match(dry.stdout, /would undo {2}Start the VM/)
+    equal(await host.text(), made)
+    const undone = await deploy(host, bundle, '-Undo')
+    equal(undone.code, 0, undone.stderr)
+    match(undone.stdout, /undone {6}Start the VM[^]*undone {6}Make the external switch/)
+    const after = await host.state()
+    deepEqual(after.vms, before.vms)
+    deepEqual(after.switches, before.switches)
+    const log = await fs.readFile(join(bundle, 'Deploy.log'), 'utf8')
+    match(log, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d undone {6}Start the VM/m)
+    const again = await deploy(host, bundle)
+    equal(again.code, 0, again.stderr)
+  },
+)
+
+deploying(
+  'takes what differs by host as parameters, whatever characters they have',
+  async ({ host, bundle, state }) => {
+    const { ova } = await demo('bios', host.dir)
+    await run({ source: [ova], to: `bundle:${bundle}`, state, ...ALL })
+    const storage = join(host.dir, "it's “here” $(1)")
+    const log = join(host.dir, 'other.log')
+    const given = [
+      '-Storage',
+      storage,
+      '-ExternalSwitch',
+      'Bob’s $(net)',
+      '-InternalSwitch',
+      'in`ner',
+    ]
+    const { code, stdout, stderr } = await deploy(
+      host,
+      bundle,
+      ...given,
+      '-Adapter',
+      'Ethernet',
+      '-Log',
+      log,
+    )
+    equal(code, 0, stderr)
+    match(stdout, /Make the external switch "Bob’s \$\(net\)" on "Ethernet"/)
+    const { vms: [vm], switches } = await host.state()
+    const names = switches.map(({ name }: { name: string }) => name)
+    ok(names.includes('Bob’s $(net)') && names.includes('in`ner') && !names.includes('桥接'))
+    ok(JSON.stringify(vm).includes(JSON.stringify(storage).slice(1, -1)))
+    equal((await fs.readdir(storage)).length, 1)
+    match(await fs.readFile(log, 'utf8'), /done {8}Start the VM/)
+    ok(!await fs.pathExists(join(bundle, 'Deploy.log')))
+  },
+)
+
 deploys.run()
 
 const locals = suite<{ host: SimulatedHost; state: string }>('migrate to this machine')
@@ -280,6 +348,7 @@ const test = needs(locals, 'pwsh')
 
 locals.before.each(async (context) => {
   context.host = await simulatedHost()
+  await context.host.change(quickGuests)
   context.state = join(context.host.dir, 'state')
 })
 locals.after.each(({ host }) => host.close())

@@ -13,7 +13,7 @@ import type { RunEvent } from '../../recipes/run/screen.ts'
 import { undo } from '../../recipes/undo.ts'
 import { ConnectionError, openPowerShell, type PowerShell, script } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
-import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+import { quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 import { type SshHost, sshHost } from '../ssh-host.ts'
 
 const root = join(import.meta.dirname as string, '..', '..')
@@ -35,6 +35,7 @@ let count = 0
 
 remotes.before(async (context) => {
   context.host = await simulatedHost()
+  await context.host.change(quickGuests)
   context.ssh = await sshHost(context.host.env)
   const opened = opener(context.ssh)(context.ssh.url)
   context.warm = () => ({ ...opened, close: () => Promise.resolve() })

@@ -1,0 +1,318 @@
+/**
+ * Deploy.ps1 of a bundle: the scripts of the plan's steps in a row, with their undos, for Windows
+ * PowerShell 5.1 and PowerShell 7. What differs from host to host is a parameter.
+ */
+import { basename } from 'node:path'
+import { literal } from '../../tasks/task.ts'
+import type { Plan, Step } from './plan.ts'
+import { scriptOf, undoScriptOf } from './steps.ts'
+
+export async function deployScript(plan: Plan): Promise<string> {
+  const { steps, parameters, files } = generalize(plan)
+  const parts: string[] = []
+  const undos: string[] = []
+  for (const step of steps) {
+    const script = insert(asParameter(await scriptOf(step)))
+    parts.push(`${invoke(step)} {\n${indent(script)}\n}\n`)
+    if (step.task === 'check-host') parts.push(`${CHECK_DISKS}\n`)
+    const undo = await undoScriptOf(step)
+    if (undo === undefined) continue
+    // the answer that the undo takes back comes from the journal
+    const taken = undo.replace(/^\s*\$done = .*$/m, 'param($done)')
+    undos.push(`${literal(step.id)} = {\n${indent(taken)}\n}`)
+  }
+  const given = parameters.map(({ name, value }) => `  [string] $${name} = ${literal(value)},\n`)
+  const told = parameters.map(({ name, help }) => `.PARAMETER ${name}\n  ${help}\n`)
+  // names stand in literals only: a comment could be closed by one
+  return `${HEAD.replace('PARAMETERS', told.join('')).replace('GIVEN', () => given.join(''))}
+
+$name = ${literal(plan.name)}
+$files = ${literal(files)}
+
+${PARTS}
+$undos = @{
+${indent(undos.join('\n'))}
+}
+
+try {
+${indent(BEGIN)}
+
+${indent(parts.join('\n'))}
+
+${indent(TAIL)}
+} catch {
+${indent(FAILED)}
+} finally {
+  Pop-Location
+}
+`
+}
+
+interface Parameter {
+  name: string
+  value: string
+  help: string
+}
+
+/** What a script has in place of a value that the host decides; no name has these characters. */
+const MARK = '\ue001'
+const PLACES: Record<string, string> = {
+  external: '$theExternal',
+  internal: '$theInternal',
+  adapter: '$theAdapter',
+}
+
+/** The steps that run on the host, with marks for what differs by host, and always able to copy the disks. */
+function generalize(plan: Plan): { steps: Step[]; parameters: Parameter[]; files: string[] } {
+  const converted = plan.steps.flatMap((step) => step.task === 'convert-disk' ? [step] : [])
+  const files = converted.map(({ options }) => options.to)
+  const placed = plan.steps.flatMap((step) => step.task === 'place-disk' ? [step.options.to] : [])
+  const check = plan.steps.find((step) => step.task === 'check-host')
+  const { external, internal, adapter } = check?.task === 'check-host'
+    ? check.options
+    : {} as Record<string, undefined>
+  const mark = (name: string) => `${MARK}${name}${MARK}`
+  // a file's extension says its format
+  const disks = files.map((file, index) => mark(`disk${index}`) + file.slice(file.lastIndexOf('.')))
+  const names = {
+    ...(external !== undefined && { external }),
+    ...(internal !== undefined && { internal }),
+  }
+  const named = (value: string | undefined) => {
+    const [name] = Object.entries(names).find(([, name]) => name === value) ?? []
+    return name === undefined ? value : mark(name)
+  }
+  const copies = files.map((from, index): Step => ({
+    id: `place-disk-${index + 1}`,
+    task: 'place-disk',
+    where: 'host',
+    needs: [],
+    title: `Copy the disk to "${disks[index]}"`,
+    undo: '',
+    options: { from, to: disks[index] as string },
+  }))
+  const steps = plan.steps.filter(({ where, task }) => where === 'host' && task !== 'place-disk')
+    .flatMap((step): Step[] => {
+      let { title } = step
+      for (
+        const [name, value] of Object.entries({
+          ...names,
+          ...(adapter !== undefined && { adapter }),
+        })
+      ) {
+        title = title.replaceAll(`"${value}"`, `"${mark(name)}"`)
+      }
+      const general = { ...step, title } as Step
+      if (general.task === 'check-host') {
+        const { options } = general
+        const wanted = {
+          ...options,
+          disk: disks,
+          ...(external !== undefined && { external: mark('external'), adapter: mark('adapter') }),
+          ...(internal !== undefined && { internal: mark('internal') }),
+        }
+        return [{ ...general, options: wanted }, ...copies]
+      }
+      if (general.task === 'create-vm') {
+        const needs = [...general.needs, ...copies.map(({ id }) => id)]
+        return [{ ...general, needs, options: { ...general.options, disk: disks } }]
+      }
+      if (general.task === 'create-switch') {
+        const { options } = general
+        const card = options.type === 'external' ? { adapter: mark('adapter') } : {}
+        return [{
+          ...general,
+          options: { ...options, switch: named(options.switch) as string, ...card },
+        }]
+      }
+      if (general.task === 'attach-adapter' || general.task === 'set-static-ip') {
+        const { options } = general
+        return [{ ...general, options: { ...options, switch: named(options.switch) } } as Step]
+      }
+      return [general]
+    })
+  const parameters: Parameter[] = [{
+    name: 'Storage',
+    value: placed[0]?.slice(0, -basename(files[0] ?? '').length).replace(/(?<=[^:])[\\/]$/, '') ??
+      '',
+    help: 'The folder that the disks are copied to. Without one they stay in this folder.',
+  }]
+  if (external !== undefined) {
+    parameters.push(
+      { name: 'ExternalSwitch', value: external, help: 'The external switch.' },
+      { name: 'Adapter', value: adapter ?? '', help: 'The network adapter that it is made on.' },
+    )
+  }
+  if (internal !== undefined) {
+    parameters.push({ name: 'InternalSwitch', value: internal, help: 'The internal switch.' })
+  }
+  return { steps, parameters, files }
+}
+
+const SOME = new RegExp(`${MARK}(\\w+)${MARK}(?:\\.\\w+)?`, 'g')
+
+/** The variables in place of the marks, which are whole literals in scripts. */
+function insert(script: string): string {
+  return script.replace(new RegExp(`'${SOME.source}'`, 'g'), (_, name) => variable(name))
+}
+
+function variable(name: string): string {
+  return PLACES[name] ?? `$theDisks[${name.replace('disk', '')}]`
+}
+
+function invoke({ id, title, needs, task }: Step): string {
+  const shown = literal(title).replace(SOME, (_, name) => `' + ${variable(name)} + '`)
+  const only = task === 'place-disk' ? ' -When ([bool]$Storage)' : ''
+  return `Invoke-Step -Id ${literal(id)} -Needs ${literal(needs)} -Title (${shown})${only} -Script`
+}
+
+/** The script's own dry-run flag becomes the parameter of Deploy.ps1. */
+function asParameter(script: string): string {
+  return script.replace(/^(\s*)\$dryRun = \$false$/m, '$1$dryRun = [bool]$DryRun')
+}
+
+function indent(text: string): string {
+  const lines = text.replace(/^\n+|\s+$/g, '').split('\n')
+  const margins = lines.filter((line) => line.trim()).map((line) => line.search(/\S/))
+  const margin = Math.min(...margins)
+  return lines.map((line) => line.trim() ? `  ${line.slice(margin)}` : '').join('\n')
+}
+
+const HEAD = `#Requires -Version 5.1
+<#
+.SYNOPSIS
+  Makes a Hyper-V VM of the disks in this folder.
+.DESCRIPTION
+  Run it on the Hyper-V host, in an elevated PowerShell:
+    powershell -ExecutionPolicy Bypass -File Deploy.ps1 [-DryRun]
+  It can be run again: what is already so stays as it is. It goes on where an earlier run stopped.
+  Without -Storage the VM uses the disks where they are, so put the folder where they are to stay.
+  What it changed is in Deploy.journal.json beside it, from which -Undo takes it back.
+.PARAMETER DryRun
+  Say what would change, and change nothing.
+.PARAMETER Undo
+  Take back what earlier runs changed, the last first. The disks in this folder stay.
+PARAMETERS.PARAMETER Log
+  The file that each line is added to, with its time. Default: Deploy.log in this folder.
+.NOTES
+  Exit code 0: done or already so. 1: failed, and the reason is on standard error. 3010: restart
+  Windows and run it again.
+#>
+[CmdletBinding()]
+param(
+  [switch] $DryRun,
+  [switch] $Undo,
+GIVEN  [string] $Log = ''
+)
+
+$ErrorActionPreference = 'Stop'
+$ProgressPreference = 'SilentlyContinue'`
+
+const PARTS = `# What each step answered, and the steps that changed something or would
+$results = @{}
+$changed = @()
+$theExternal = $ExternalSwitch
+$theInternal = $InternalSwitch
+$theAdapter = if ($Adapter) { $Adapter }
+$theDisks = @($files | ForEach-Object { if ($Storage) { [IO.Path]::Combine($Storage, [IO.Path]::GetFileName($_)) } else { $_ } })
+$journalPath = [IO.Path]::Combine($PSScriptRoot, 'Deploy.journal.json')
+if (-not $Log) { $Log = [IO.Path]::Combine($PSScriptRoot, 'Deploy.log') }
+
+function Write-Line {
+  param([string] $Text, [switch] $Failure)
+  if ($Failure) { [Console]::Error.WriteLine($Text) } else { Write-Host $Text }
+  if ($DryRun) { return }
+  $line = [DateTime]::Now.ToString('s', [Globalization.CultureInfo]::InvariantCulture) + ' ' + $Text + [Environment]::NewLine
+  [IO.File]::AppendAllText($Log, $line)
+}
+
+function Read-Journal {
+  if (-not [IO.File]::Exists($journalPath)) { return }
+  # a list in a variable first: Windows PowerShell gives a list of JSON as one object
+  $read = ConvertFrom-Json ([IO.File]::ReadAllText($journalPath))
+  $read | ForEach-Object { $_ }
+}
+
+function Save-Journal {
+  param([object[]] $Entries)
+  $partial = "$journalPath.partial"
+  [IO.File]::WriteAllText($partial, (ConvertTo-Json -InputObject @($Entries) -Depth 3))
+  Move-Item -LiteralPath $partial -Destination $journalPath -Force
+}
+
+function Invoke-Step {
+  param([string] $Id, [string[]] $Needs, [string] $Title, [bool] $When = $true, [scriptblock] $Script)
+  if (-not $When) { return }
+  if ($DryRun -and @($Needs | Where-Object { $changed -contains $_ }).Count -gt 0) {
+    # it works on what an earlier step only would have made, so it cannot be asked
+    $script:changed += $Id
+    Write-Line "would do    $Title"
+    return
+  }
+  $answer = [string](& $Script | Select-Object -Last 1)
+  $result = ConvertFrom-Json $answer
+  $script:results[$Id] = $result
+  if ($result.refusals) { throw ($result.refusals -join [Environment]::NewLine) }
+  if ($result.changed) {
+    $script:changed += $Id
+    if (-not $DryRun) { Save-Journal (@(Read-Journal) + @{ id = $Id; title = $Title; done = $answer }) }
+  }
+  $done = if (-not $result.changed) { 'already so' } elseif ($DryRun) { 'would do  ' } else { 'done      ' }
+  if ($null -eq $result.changed) { $done = 'checked   ' }
+  Write-Line "$done  $Title"
+}
+
+Push-Location -LiteralPath $PSScriptRoot
+
+# How each step is taken back, given what it answered`
+
+const BEGIN = `if (-not $DryRun) {
+  try { Save-Journal @(Read-Journal) } catch {
+    throw "Cannot write to ""$PSScriptRoot"", where what is changed is noted ($($_.Exception.Message)). Copy the folder to a drive that can be written, and run it there"
+  }
+}
+if ($Undo) {
+  $left = @(Read-Journal)
+  if ($left.Count -eq 0) { Write-Line 'Nothing to take back: no run has changed anything, or all is taken back already' }
+  while ($left.Count -gt 0) {
+    $last = $left[-1]
+    if ($DryRun) { Write-Line "would undo  $($last.title)" } else {
+      & $undos[$last.id] $last.done | Out-Null
+      Write-Line "undone      $($last.title)"
+    }
+    $left = @($left | Select-Object -SkipLast 1)
+    if (-not $DryRun) { Save-Journal $left }
+  }
+  exit 0
+}`
+
+/** A VM that is there has written to its disks, so their sums say nothing any more. */
+const CHECK_DISKS = `if ($null -eq $results['check-host'].vm) {
+  foreach ($line in Get-Content -LiteralPath 'SHA256SUMS' -Encoding UTF8) {
+    $sum, $file = $line -split '  ', 2
+    if ((Get-FileHash -LiteralPath $file -Algorithm SHA256).Hash -ne $sum) {
+      throw "Cannot use ""$file"": it is not the file that was packed (SHA-256 differs). Copy the folder again"
+    }
+    Write-Line "checked     $file"
+  }
+}`
+
+const TAIL = `$vm = @(Get-VM | Where-Object { $_.Name.Equals($name, 'OrdinalIgnoreCase') })[0]
+if ($null -eq $vm) {
+  Write-Line "The VM ""$name"" is not there yet"
+} else {
+  $addresses = @(Get-VMNetworkAdapter -VM $vm | ForEach-Object { $_.IPAddresses } | Where-Object { $_ })
+  $known = if ($addresses.Count -gt 0) { $addresses -join ', ' } else { 'no address known' }
+  Write-Line "The VM ""$($vm.Name)"" is $($vm.State), $known"
+}
+if ($changed.Count -eq 0) { Write-Line 'Nothing to do: everything is already so' }
+if (@($results.Values | Where-Object { $_.restartNeeded }).Count -gt 0) {
+  Write-Line 'Restart Windows, and run this again'
+  exit 3010
+}
+exit 0`
+
+const FAILED = `$reason = $_.Exception.Message
+try { Write-Line $reason -Failure } catch { [Console]::Error.WriteLine("The log cannot be written: $($_.Exception.Message)") }
+if ($changed.Count -gt 0 -and -not $DryRun) { [Console]::Error.WriteLine('Mend that and run again: it goes on from here. Or take back what was done: -Undo') }
+exit 1`
