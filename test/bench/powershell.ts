@@ -1,0 +1,139 @@
+#!/usr/bin/env zx
+/**
+ * Compares one PowerShell for all scripts of a run with a PowerShell a script.
+ *
+ *     node test/bench/powershell.ts [--runs N]
+ *
+ * Migrates the demo to a simulated host once, with every option, and notes the scripts that the
+ * recipe sends. Runs the same scripts again, each time on a host as it was, by one process and by a
+ * process each. Real cmdlets of Hyper-V are slower to load than simulated ones are, which is in
+ * favour of one process; a Windows with a warm cache starts PowerShell faster than this may.
+ */
+import fs from 'fs-extra'
+import { execFile } from 'node:child_process'
+import { join } from 'node:path'
+import process from 'node:process'
+import { parseArgs, promisify } from 'node:util'
+import { demo } from '../../fixtures/demo.ts'
+import { migrate } from '../../recipes/migrate.ts'
+import { type PowerShell, script } from '../../tasks/task.ts'
+import { quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+
+const execute = promisify(execFile)
+const { values } = parseArgs({ options: { runs: { type: 'string', default: '3' } } })
+const runs = Number(values.runs)
+
+// the disk that scripts look at stays until the end
+const { scripts, seed, close } = await record()
+try {
+  const one: number[] = []
+  const each: number[] = []
+  for (let n = 0; n < runs; n++) {
+    one.push(await time(seed, byOne))
+    each.push(await time(seed, byEach))
+  }
+  console.log(`${scripts.length} scripts of the demo's migration, ${runs} runs, median\n`)
+  console.log(`one process         ${seconds(median(one))}`)
+  console.log(
+    `a process a script  ${seconds(median(each))}   ${
+      (median(each) / median(one)).toFixed(1)
+    } times`,
+  )
+  console.log()
+  await overhead()
+} finally {
+  await close()
+}
+
+/** The scripts of the demo's migration, and the host's state before it. */
+async function record() {
+  const host = await simulatedHost()
+  await host.change(quickGuests)
+  const seed = await host.text()
+  const scripts: string[] = []
+  const noted = (ps: PowerShell): PowerShell => (pieces, ...values) => {
+    scripts.push(script(pieces, ...values))
+    return ps(pieces, ...values)
+  }
+  const { dir } = host
+  const { ova } = await demo('bios', dir)
+  await migrate({
+    source: [ova],
+    to: 'local',
+    storage: join(dir, 'disks'),
+    state: join(dir, 'state'),
+    ...{ external: '桥接', adapter: 'Wi-Fi', internal: 'Static-NAT', hostIp: '192.168.56.1/24' },
+    ...{ nat: true, guestIp: '192.168.56.191', nested: true, cpus: 2, memory: '512MB' },
+  }, {
+    screen: () => {},
+    host: () => ({
+      ps: noted(host.ps),
+      using: (options) => noted(host.using(options)),
+      here: (path) => Promise.resolve(path),
+      close: () => Promise.resolve(),
+    }),
+  })
+  return { scripts, seed, close: host.close }
+}
+
+/** Milliseconds of the scripts on a host that is in the state of before. */
+async function time(
+  seed: string,
+  work: (host: SimulatedHost) => Promise<void>,
+): Promise<number> {
+  const host = await simulatedHost()
+  try {
+    await fs.writeFile(host.env.SIMULATED_HOST as string, seed)
+    delete host.env.SIMULATED_HOST_LOG // no Windows writes its calls down
+    const start = performance.now()
+    await work(host)
+    return performance.now() - start
+  } finally {
+    await host.close()
+  }
+}
+
+async function byOne({ ps }: SimulatedHost): Promise<void> {
+  for (const text of scripts) await ps([text] as unknown as TemplateStringsArray)
+}
+
+/** As a program does that runs PowerShell anew for each script. */
+async function byEach({ env }: SimulatedHost): Promise<void> {
+  for (const text of scripts) {
+    const command = Buffer.from(`$ErrorActionPreference = 'Stop'\n${text}`, 'utf16le')
+    const args = ['-NoLogo', '-NoProfile', '-NonInteractive', '-ExecutionPolicy', 'Bypass']
+    await execute(process.env.POWERSHELL || 'pwsh', [
+      ...args,
+      '-EncodedCommand',
+      command.toString('base64'),
+    ], { env, maxBuffer: 64 * 1024 ** 2 })
+  }
+}
+
+/** What the way there and back costs, without what a script does. */
+async function overhead(): Promise<void> {
+  const host = await simulatedHost()
+  try {
+    const start = performance.now()
+    await host.ps`1`
+    const first = performance.now() - start
+    const calls: number[] = []
+    for (let n = 0; n < 200; n++) {
+      const start = performance.now()
+      await host.ps`1`
+      calls.push(performance.now() - start)
+    }
+    console.log(`starting PowerShell  ${first.toFixed(0)} ms`)
+    console.log(`one call             ${median(calls).toFixed(1)} ms`)
+  } finally {
+    await host.close()
+  }
+}
+
+function median(numbers: number[]): number {
+  return [...numbers].sort((a, b) => a - b)[Math.floor(numbers.length / 2)] as number
+}
+
+function seconds(milliseconds: number): string {
+  return `${(milliseconds / 1000).toFixed(2).padStart(6)} s`
+}
