@@ -21,6 +21,8 @@ export interface SimulatedHost extends PowerShellProcess {
   /** The cmdlets called so far, in order. */
   calls: () => Promise<{ cmdlet: string }[]>
   warnings: string[]
+  /** Does with the scheduled tasks what Windows does when their time has come, or when it starts. */
+  fire: (when: 'Once' | 'Startup') => Promise<void>
 }
 
 export async function simulatedHost(seed: 'laptop' | 'server' = 'laptop'): Promise<SimulatedHost> {
@@ -34,6 +36,7 @@ export async function simulatedHost(seed: 'laptop' | 'server' = 'laptop'): Promi
     // uvu asks for colours, and node warns programs whose user asks for none
     FORCE_COLOR: '0',
     PSModulePath: modules.join(delimiter),
+    ProgramData: join(dir, 'ProgramData'),
     SIMULATED_HOST: file,
     SIMULATED_HOST_LOG: log,
   }
@@ -58,6 +61,27 @@ export async function simulatedHost(seed: 'laptop' | 'server' = 'laptop'): Promi
     calls: async () => {
       const lines = await fs.readFile(log, 'utf8').catch(() => '')
       return lines.split('\n').filter(Boolean).map((line) => JSON.parse(line))
+    },
+    fire: async (when) => {
+      const restarts = when === 'Startup'
+      if (restarts) await opened?.close()
+      if (restarts) opened = undefined
+      const { tasks = [] } = await fs.readJson(file)
+      for (const task of tasks) {
+        if (!restarts || !task.process) continue
+        try {
+          process.kill(task.process, 'SIGKILL')
+        } catch (error) {
+          if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
+        }
+      }
+      for (const { name, path, triggers } of tasks) {
+        if (!triggers.some(({ kind }: { kind: string }) => kind === when)) continue
+        await open().ps`
+          $name = ${name}
+          $path = ${path}
+          Start-ScheduledTask -TaskName $name -TaskPath $path`
+      }
     },
     close: async () => {
       await opened?.close()

@@ -43,7 +43,7 @@ export async function sshHost(
   await fs.outputFile(join(there, 'powershell.exe'), `#!/bin/sh\nexec "${pwsh}" "$@"\n`)
   // what is started by sshd has nothing of the test's environment but this
   const kept = Object.entries(env).filter(([name]) =>
-    /^(SIMULATED_|PSModulePath|HOME|LC_ALL)/.test(name)
+    /^(SIMULATED_|SSH_CONNECTION|ProgramData|PSModulePath|HOME|LC_ALL)/.test(name)
   )
   await fs.writeFile(
     file('force'),
