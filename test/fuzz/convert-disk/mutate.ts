@@ -151,7 +151,9 @@ function giant(file: Buffer, below: Below): { data: Buffer; what: string } {
     const [block, size] = [2 ** 28 / power(9), 2 ** 46 / power(20)]
     put(4, block, 2 * 1024 ** 2 + 64 * 1024)
     put(8, size, 2 * 1024 ** 2 + 64 * 1024 + 8)
-    if (below(2)) file.fill(0, 3 * 1024 ** 2, 3 * 1024 ** 2 + 64)
+    // an earlier change may have cut the file
+    const table = file.subarray(3 * 1024 ** 2, 3 * 1024 ** 2 + 64)
+    if (below(2)) table.fill(0)
     return { data: file, what: `${size} bytes in blocks of ${block}` }
   }
   if (magic === 'conectix') {
