@@ -321,7 +321,8 @@ export async function hostCommand<T extends object>(
 async function report(work: () => Promise<unknown>): Promise<void> {
   try {
     const result = await work()
-    console.log(JSON.stringify(result))
+    // a picture or a page is for people as it is
+    console.log(typeof result === 'string' ? result : JSON.stringify(result))
     const restart = (result as { restartNeeded?: boolean } | undefined)?.restartNeeded
     if (restart) process.exitCode = process.platform === 'win32' ? 3010 : 1
   } catch (error) {
