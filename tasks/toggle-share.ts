@@ -1,28 +1,38 @@
 #!/usr/bin/env zx
 /** Share an external switch's network adapter with the host, or leave it to the VMs. */
+import process from 'node:process'
+import { guarded, type GuardOptions, guardOptions, readGuard } from './guard.ts'
 import { dryRun, hostCommand, powershell } from './task.ts'
 
-export interface ToggleShareOptions {
+export interface ToggleShareOptions extends GuardOptions {
   /** `on`, `off`, or `status` to only ask. */
   state: 'on' | 'off' | 'status'
-  /** Name of the external switch. */
-  switch: string
-  /** What the host's adapter on the switch gets back with `on`. @default nothing: it asks DHCP */
-  network?: HostNetwork | null | undefined
+  /** Name of the external switch. @default the only one */
+  switch?: string | undefined
   /** @default false */
   dryRun?: boolean | undefined
 }
 
-/** IPv4 settings that were given to the host's adapter by hand, and that go when it goes. */
+/** What the host's adapter on the switch was given, and what goes with the adapter. */
 export interface HostNetwork {
-  /** The address comes by DHCP; then there is nothing else here but `metric`. */
+  /** The adapter's name on the switch; Windows calls it `vEthernet (name)`. */
+  name: string
+  /** E.g. `A4C3F0112233`. */
+  mac: string
+  vlan: { mode: 'Access'; id: number } | { mode: 'Trunk'; id: number; allowed: string } | null
+  /** IPv4 comes by DHCP; then only what was set by hand beside it is in the lists below. */
   dhcp: boolean
-  /** E.g. `192.168.1.10/24`. */
+  /** IPv4 addresses that came by themselves, e.g. `10.20.30.40/16`. They are not put back. */
+  leased: string[]
+  /** IPv4 addresses set by hand, e.g. `192.168.1.10/24`. */
   addresses: string[]
-  gateways: string[]
+  /** IPv4 routes set by hand, the default gateway among them. */
+  routes: { to: string; by: string; metric: number }[]
   dns: string[]
   /** Interface metric; null is automatic. */
   metric: number | null
+  /** The network that Windows knew there, and what it took it for: Public or Private. */
+  profile: { name: string; category: string } | null
 }
 
 export interface ToggleShareResult {
@@ -32,70 +42,79 @@ export interface ToggleShareResult {
   switch: string
   /** The host uses the switch too; on a dry run, it would afterwards. */
   shared: boolean
+  /** What is worth knowing and no obstacle. */
+  notes: string[]
   before: {
     shared: boolean
-    /** The host's settings on the switch, where it was shared. */
+    /** The host's settings on the switch; where it was not shared, those that `on` puts back. */
     network: HostNetwork | null
   }
 }
 
 /**
- * Turns AllowManagementOS of an external switch on or off.
+ * Turns AllowManagementOS of an external switch on or off, under the guard (see guard.ts).
  *
  * Off removes the host's adapter `vEthernet (...)` with all its settings, and on makes a new one
- * (learn.microsoft.com/powershell/module/hyper-v/set-vmswitch). So the settings are in `before`;
- * {@link undoToggleShare} puts them back, and so does `on` with `network`. Nothing else keeps them:
- * a later run of the command alone brings the adapter up with DHCP. Not kept are IPv6, routes other
- * than the default one, the network profile, and DNS servers set by hand beside DHCP.
+ * (learn.microsoft.com/powershell/module/hyper-v/set-vmswitch). So off keeps the settings on the host,
+ * in `%ProgramData%\vbox-to-hyperv\share-ID.json`, and on puts them back and removes the file; an off
+ * that finds the host off already leaves it alone. Off also leaves it alone where somebody else turned
+ * sharing on meanwhile and the adapter still is as Windows makes it. IPv6 is not kept.
+ *
+ * Without the guard it refuses to cut off a session over SSH or Remote Desktop that comes by this
+ * adapter, while there is no other way in (Justsenger/ExHyperV#274).
  */
 export async function toggleShare(
-  { state, switch: name, network = null, dryRun = false }: ToggleShareOptions,
+  { state, switch: name, dryRun = false, ...guard }: ToggleShareOptions,
   ps = powershell,
 ): Promise<ToggleShareResult> {
   if (!['on', 'off', 'status'].includes(state)) {
     throw new TypeError(`Cannot turn sharing "${state}": it takes on, off or status`)
   }
-  // deno-lint-ignore no-control-regex
-  if (name.trim() === '' || /[\u0000-\u001f\u007f]/.test(name)) {
-    throw new TypeError(
-      `Cannot share the switch ${JSON.stringify(name)}: ` +
-        'a name is not empty and has no control characters. Run: Get-VMSwitch',
-    )
-  }
-  return await share({ id: null, name, state, network, dryRun }, ps) as ToggleShareResult
+  checkName(name)
+  const subject = name === undefined ? 'the external switch' : `the switch "${name}"`
+  const run = (ps: typeof powershell, dryRun: boolean) =>
+    share({ done: null, name: name ?? null, state, guard: guard.guard ?? true, dryRun }, ps)
+  if (state === 'status') return await run(ps, dryRun)
+  return await guarded({ subject, run, undo: undoToggleShare }, guard, dryRun, ps)
 }
 
 /** Puts back what {@link toggleShare} changed, with the settings that the host had on the switch. */
 export async function undoToggleShare(
-  { changed, id, switch: name, before }: ToggleShareResult,
+  result: ToggleShareResult,
   ps = powershell,
 ): Promise<void> {
-  if (!changed) return
-  const state = before.shared ? 'on' : 'off'
-  await share({ id, name, state, network: before.network, dryRun: false }, ps)
+  if (!result.changed) return
+  const done = JSON.stringify(result)
+  await share({ done, name: null, state: 'status', guard: true, dryRun: false }, ps)
 }
 
-/** The switch is the one of that id, which may be gone by now, or without an id the one of that name. */
+function checkName(name: string | undefined): void {
+  // deno-lint-ignore no-control-regex
+  if (name === undefined || (name.trim() !== '' && !/[\u0000-\u001f\u007f]/.test(name))) return
+  throw new TypeError(
+    `Cannot share the switch ${JSON.stringify(name)}: ` +
+      'a name is not empty and has no control characters. Run: Get-VMSwitch',
+  )
+}
+
+/** With `done` it takes back what that result says was done; the switch may be gone by now. */
 async function share(
-  { id, name, state, network, dryRun }: {
-    id: string | null
-    name: string
+  { done, name, state, guard, dryRun }: {
+    done: string | null
+    name: string | null
     state: ToggleShareOptions['state']
-    network: HostNetwork | null
+    guard: boolean
     dryRun: boolean
   },
   ps: typeof powershell,
-): Promise<ToggleShareResult | null> {
-  const { addresses = [], gateways = [], dns = [], metric = null } = network ?? {}
+): Promise<ToggleShareResult> {
   const { stdout } = await ps`
-    $id = ${id}
+    $done = ${done}
     $name = ${name}
     $state = ${state}
-    $addresses = ${addresses}
-    $gateways = ${gateways}
-    $dns = ${dns}
-    $metric = ${metric}
+    $guard = ${guard}
     $dryRun = ${dryRun}
+    function quoted($text) { "'" + [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent($text) + "'" }
     function ports($vSwitch) { Get-VMNetworkAdapter -ManagementOS | Where-Object { [string]$_.SwitchId -eq [string]$vSwitch.Id } }
     function vEthernet($vSwitch) {
       $devices = @(ports $vSwitch | ForEach-Object { [string]$_.DeviceId })
@@ -103,72 +122,192 @@ async function share(
     }
     # a new adapter takes addresses only once IPv4 is on it
     function ready($vSwitch) {
-      $card = vEthernet $vSwitch
-      if ($card -and @(Get-NetIPInterface -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $card.InterfaceIndex).Count -gt 0) { $card }
-    }
-    function settings($index) {
-      $ip = Get-NetIPInterface -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $index
-      $kept = [ordered]@{ dhcp = $null -eq $ip -or [string]$ip.Dhcp -eq 'Enabled'; addresses = @(); gateways = @(); dns = @(); metric = $null }
-      if ($ip -and [string]$ip.AutomaticMetric -eq 'Disabled') { $kept.metric = [int]$ip.InterfaceMetric }
-      if (-not $kept.dhcp) {
-        $kept.addresses = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -eq $index -and [string]$_.PrefixOrigin -eq 'Manual' } | ForEach-Object { [string]$_.IPAddress + '/' + $_.PrefixLength })
-        $kept.gateways = @(Get-NetRoute -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -eq $index -and $_.DestinationPrefix -eq '0.0.0.0/0' } | ForEach-Object { [string]$_.NextHop })
-        $kept.dns = @(Get-DnsClientServerAddress -InterfaceIndex $index -AddressFamily IPv4 | ForEach-Object { $_.ServerAddresses } | Where-Object { $_ })
+      for ($wait = 0; $wait -lt 120; $wait++) {
+        $card = vEthernet $vSwitch
+        if ($card -and @(Get-NetIPInterface -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $card.InterfaceIndex).Count -gt 0) { return $card }
+        Start-Sleep -Milliseconds 250
       }
+      throw "Cannot share the switch ""$($vSwitch.Name)"": the host's adapter on it did not appear within 30 seconds. Run: Get-NetAdapter -IncludeHidden"
+    }
+    function settings($vSwitch) {
+      $port = @(ports $vSwitch)[0]
+      $kept = [ordered]@{ name = [string]$port.Name; mac = [string]$port.MacAddress; vlan = $null; dhcp = $true; leased = @(); addresses = @(); routes = @(); dns = @(); metric = $null; profile = $null }
+      $vlan = Get-VMNetworkAdapterVlan -VMNetworkAdapter $port
+      if ([string]$vlan.OperationMode -eq 'Access') { $kept.vlan = [ordered]@{ mode = 'Access'; id = [int]$vlan.AccessVlanId } }
+      if ([string]$vlan.OperationMode -eq 'Trunk') { $kept.vlan = [ordered]@{ mode = 'Trunk'; id = [int]$vlan.NativeVlanId; allowed = [string]$vlan.AllowedVlanIdListString } }
+      $card = vEthernet $vSwitch
+      $ip = Get-NetIPInterface -AddressFamily IPv4 | Where-Object { $card -and $_.InterfaceIndex -eq $card.InterfaceIndex }
+      if (-not $ip) { return $kept }
+      $index = $card.InterfaceIndex
+      $kept.dhcp = [string]$ip.Dhcp -eq 'Enabled'
+      if ([string]$ip.AutomaticMetric -eq 'Disabled') { $kept.metric = [int]$ip.InterfaceMetric }
+      foreach ($address in @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $index)) {
+        $text = [string]$address.IPAddress + '/' + $address.PrefixLength
+        if ([string]$address.PrefixOrigin -eq 'Manual') { $kept.addresses += $text } else { $kept.leased += $text }
+      }
+      # what DHCP gave is in the active store alone (assumption)
+      $store = 'PersistentStore'
+      if (-not $kept.dhcp) { $store = 'ActiveStore' }
+      $kept.routes = @(Get-NetRoute -PolicyStore $store -ErrorAction SilentlyContinue | Where-Object { $_.InterfaceIndex -eq $index -and [string]$_.NextHop -match '[1-9].*[.]' } | ForEach-Object { [ordered]@{ to = [string]$_.DestinationPrefix; by = [string]$_.NextHop; metric = [int]$_.RouteMetric } })
+      if ($kept.dhcp) {
+        # servers set by hand beside DHCP; a host without this key has none (assumption: the key)
+        try { $kept.dns = @((Get-ItemProperty -LiteralPath "Registry::HKEY_LOCAL_MACHINE/SYSTEM/CurrentControlSet/Services/Tcpip/Parameters/Interfaces/$($card.InterfaceGuid)").NameServer -split '[, ]' | Where-Object { $_ }) } catch { Write-Verbose $_ }
+      } else { $kept.dns = @(Get-DnsClientServerAddress -InterfaceIndex $index -AddressFamily IPv4 | ForEach-Object { $_.ServerAddresses } | Where-Object { $_ }) }
+      $network = Get-NetConnectionProfile | Where-Object InterfaceIndex -eq $index | Select-Object -First 1
+      if ($network) { $kept.profile = [ordered]@{ name = [string]$network.Name; category = [string]$network.NetworkCategory } }
       $kept
     }
-    function restore($index, $kept) {
-      $there = settings $index
-      foreach ($address in @($kept.addresses | Where-Object { $_ -and $_ -notin $there.addresses })) {
+    # nothing that a new adapter would not have by itself
+    function plain($kept) { $kept.dhcp -and @($kept.addresses).Count + @($kept.routes).Count + @($kept.dns).Count -eq 0 -and $null -eq $kept.metric -and $null -eq $kept.vlan }
+    function restore($vSwitch, $kept) {
+      $port = @(ports $vSwitch)[0]
+      if ($kept.mac -and $port.MacAddress -ne $kept.mac) {
+        Remove-VMNetworkAdapter -VMNetworkAdapter $port
+        Add-VMNetworkAdapter -ManagementOS -SwitchName $vSwitch.Name -Name $kept.name -StaticMacAddress $kept.mac
+      } elseif ($kept.name -and $port.Name -ne $kept.name) { Rename-VMNetworkAdapter -VMNetworkAdapter $port -NewName $kept.name }
+      $port = @(ports $vSwitch)[0]
+      if ($kept.vlan.mode -eq 'Access') { Set-VMNetworkAdapterVlan -VMNetworkAdapter $port -Access -VlanId $kept.vlan.id }
+      if ($kept.vlan.mode -eq 'Trunk') { Set-VMNetworkAdapterVlan -VMNetworkAdapter $port -Trunk -NativeVlanId $kept.vlan.id -AllowedVlanIdList $kept.vlan.allowed }
+      $index = (ready $vSwitch).InterfaceIndex
+      foreach ($address in @($kept.addresses | Where-Object { $_ })) {
         $part = $address.Split('/')
         $null = New-NetIPAddress -InterfaceIndex $index -IPAddress $part[0] -PrefixLength ([byte]$part[1])
       }
-      foreach ($gateway in @($kept.gateways | Where-Object { $_ -and $_ -notin $there.gateways })) { $null = New-NetRoute -InterfaceIndex $index -DestinationPrefix '0.0.0.0/0' -NextHop $gateway }
-      if (@($kept.dns).Count -gt 0 -and ($kept.dns -join ' ') -ne ($there.dns -join ' ')) { Set-DnsClientServerAddress -InterfaceIndex $index -ServerAddresses $kept.dns }
-      if ($null -ne $kept.metric -and $kept.metric -ne $there.metric) { Set-NetIPInterface -InterfaceIndex $index -AddressFamily IPv4 -InterfaceMetric $kept.metric }
+      foreach ($route in @($kept.routes | Where-Object { $_ })) { $null = New-NetRoute -InterfaceIndex $index -DestinationPrefix $route.to -NextHop $route.by -RouteMetric ([uint16]$route.metric) }
+      $dns = @($kept.dns | Where-Object { $_ })
+      if ($dns.Count -gt 0) { Set-DnsClientServerAddress -InterfaceIndex $index -ServerAddresses $dns }
+      if ($null -ne $kept.metric) { Set-NetIPInterface -InterfaceIndex $index -AddressFamily IPv4 -InterfaceMetric $kept.metric }
+      if ($kept.profile.category -ne 'Private') { return }
+      # a new network is public; this one only if it is the same again, which Windows finds out in a while
+      for ($wait = 0; $wait -lt 20; $wait++) {
+        $network = Get-NetConnectionProfile | Where-Object { $_.InterfaceIndex -eq $index -and $_.Name -eq $kept.profile.name }
+        if ($network) {
+          if ([string]$network.NetworkCategory -eq 'Public') { Set-NetConnectionProfile -InterfaceIndex $index -NetworkCategory Private }
+          return
+        }
+        Start-Sleep -Milliseconds 250
+      }
+    }
+    # administrators and SYSTEM alone may write there: what is kept will be the host's settings
+    function own($folder) {
+      $windows = [Environment]::OSVersion.Platform -eq 'Win32NT'
+      if (-not [IO.Directory]::Exists($folder)) {
+        $null = [IO.Directory]::CreateDirectory($folder)
+        if ($windows) {
+          $null = icacls $folder /setowner '*S-1-5-32-544'
+          $null = icacls $folder /inheritance:r /grant:r '*S-1-5-18:(OI)(CI)F' '*S-1-5-32-544:(OI)(CI)F'
+        }
+      }
+      if ($windows -and (Get-Acl -LiteralPath $folder).GetOwner([Security.Principal.SecurityIdentifier]).Value -notin 'S-1-5-32-544', 'S-1-5-18') {
+        throw "Cannot keep the host's settings: the folder ""$folder"" is not the administrators' own. Run: Remove-Item -Recurse -LiteralPath $(quoted $folder)"
+      }
+    }
+    function save($path, $text) {
+      [IO.File]::WriteAllText("$path.new", $text)
+      if ([IO.File]::Exists($path)) { [IO.File]::Replace("$path.new", $path, [NullString]::Value) } else { [IO.File]::Move("$path.new", $path) }
     }
 
-    $found = @(Get-VMSwitch | Where-Object { if ($null -ne $id) { [string]$_.Id -eq $id } else { $_.Name.Equals($name, 'OrdinalIgnoreCase') } })
-    if ($null -ne $id -and $found.Count -eq 0) { 'null'; return }
+    $result = $null
+    if ($done) {
+      $result = ConvertFrom-Json $done
+      $state = 'off'
+      if ($result.before.shared) { $state = 'on' }
+      $name = $result.switch
+    }
+    $all = @(Get-VMSwitch)
+    if ($result) { $found = @($all | Where-Object { [string]$_.Id -eq $result.id }) }
+    elseif ($null -ne $name) { $found = @($all | Where-Object { $_.Name.Equals($name, 'OrdinalIgnoreCase') }) }
+    else { $found = @($all | Where-Object { [string]$_.SwitchType -eq 'External' }) }
+    if ($result -and $found.Count -eq 0) { 'null'; return }
+    if ($found.Count -ne 1 -and $null -eq $name) {
+      if ($found.Count -eq 0) { throw "Cannot share a switch: there is no external one. Run create-switch with: --type external --adapter" }
+      throw "Cannot choose the switch: there are $($found.Count) external ones, $(@($found | ForEach-Object { '""' + $_.Name + '""' }) -join ', '). Run again with: --switch $(quoted $found[0].Name)"
+    }
+    if ($found.Count -gt 1) { throw "Cannot share the switch ""$name"": $($found.Count) switches have that name: $(@($found | ForEach-Object { [string]$_.Id }) -join ', '). Run: Get-VMSwitch -Id $($found[0].Id) | Rename-VMSwitch -NewName <another name>" }
     if ($found.Count -ne 1) { throw "Cannot share the switch ""$name"": $($found.Count) switches have that name. Run: Get-VMSwitch" }
     $vSwitch = $found[0]
+    $name = [string]$vSwitch.Name
     if ([string]$vSwitch.SwitchType -ne 'External') {
       throw "Cannot share the switch ""$name"": it is $($vSwitch.SwitchType), and only an external switch has a network adapter to share. Run: Get-VMSwitch -SwitchType External"
     }
+    $folder = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv')
+    $file = [IO.Path]::Combine($folder, "share-$($vSwitch.Id).json")
+    $kept = $null
+    $text = $null
+    if ([IO.File]::Exists($file)) {
+      $text = [IO.File]::ReadAllText($file)
+      try { $kept = ConvertFrom-Json $text } catch { throw "Cannot read the host's settings that were kept for the switch ""$name"": the file is damaged. Note what is in it, and run: Remove-Item -LiteralPath $(quoted $file)" }
+    }
+
     $was = [bool]$vSwitch.AllowManagementOS
     $shared = $was
     if ($state -ne 'status') { $shared = $state -eq 'on' }
-    $before = [ordered]@{ shared = $was; network = $null }
+    $notes = @()
+    $before = [ordered]@{ shared = $was; network = $kept }
     if ($was) {
       $ports = @(ports $vSwitch)
       if (-not $shared -and $ports.Count -gt 1) {
         throw "Cannot stop sharing the switch ""$name"": the host has $($ports.Count) adapters on it, and all would be removed: $(@($ports | ForEach-Object { $_.Name }) -join ', '). Run: Get-VMNetworkAdapter -ManagementOS, and Remove-VMNetworkAdapter for all but one"
       }
-      $card = vEthernet $vSwitch
-      if ($card) { $before.network = settings $card.InterfaceIndex }
+      $before.network = settings $vSwitch
+      if ($kept -and (plain $before.network) -and -not (plain $kept)) { $notes += "The settings that were kept when the switch ""$name"" was last taken off are not in use: it was shared again by other means. Run toggle-share off and then on to have them" }
     }
+    if (-not $shared) {
+      $own = @(@($before.network.addresses) + @($before.network.leased) | Where-Object { $_ } | ForEach-Object { $_.Split('/')[0] })
+      # by another network adapter: not by a loopback, not by a switch that leads nowhere outside
+      $inside = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { $port = $_; @($all | Where-Object { [string]$_.Id -eq [string]$port.SwitchId -and [string]$_.SwitchType -eq 'External' }).Count -eq 0 } | ForEach-Object { [string]$_.DeviceId })
+      $outside = @(Get-NetAdapter | Where-Object { [string]$_.Status -eq 'Up' -and [string]$_.DeviceID -notin $inside } | ForEach-Object { $_.InterfaceIndex })
+      $ways = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -in $outside -and [string]$_.IPAddress -notin $own -and [string]$_.IPAddress -notlike '169.254.*' -and [string]$_.AddressState -eq 'Preferred' })
+      if ($was -and $ways.Count -eq 0) {
+        $notes += "The host is offline while the switch ""$name"" is not shared: it has no other network adapter that is connected"
+        $by = @(([string]$env:SSH_CONNECTION).Split(' ')[2]) + @(Get-NetTCPConnection | Where-Object { [string]$_.State -eq 'Established' -and $_.LocalPort -in 22, 3389 } | ForEach-Object { [string]$_.LocalAddress })
+        $cut = @($by | Where-Object { $_ -in $own } | Select-Object -First 1)
+        if ($cut.Count -gt 0 -and -not $guard -and -not $result) {
+          throw "Cannot stop sharing the switch ""$name"": somebody is connected to the host by its address $($cut[0]) on it, and there is no other way in. Run it at the host itself, or again without: --no-guard"
+        }
+      }
+    }
+
     if ($shared -ne $was -and -not $dryRun) {
-      Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $shared
       if ($shared) {
+        if ($result) { $kept = $result.before.network }
+        Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $true
         try {
-          $card = $null
-          for ($wait = 0; $wait -lt 120 -and $null -eq ($card = ready $vSwitch); $wait++) { Start-Sleep -Milliseconds 250 }
-          if ($null -eq $card) { throw "Cannot share the switch ""$name"": the host's adapter on it did not appear within 30 seconds. Run: Get-NetAdapter -IncludeHidden" }
-          restore $card.InterfaceIndex @{ addresses = $addresses; gateways = $gateways; dns = $dns; metric = $metric }
+          if ($kept) { restore $vSwitch $kept } else { $null = ready $vSwitch }
         } catch {
           Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $false
           throw
         }
+        [IO.File]::Delete($file)
+      } else {
+        own $folder
+        $keep = ConvertTo-Json -Compress -Depth 5 $before.network
+        if ($result) { $keep = ConvertTo-Json -Compress -Depth 5 $result.before.network }
+        if ($result -or -not ($kept -and (plain $before.network) -and -not (plain $kept))) { save $file $keep }
+        try { Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $false } catch {
+          if ($null -ne $text) { save $file $text } else { [IO.File]::Delete($file) }
+          throw
+        }
+        if ($result -and $null -eq $result.before.network) { [IO.File]::Delete($file) }
       }
     }
-    ConvertTo-Json -Compress -Depth 4 ([ordered]@{
+    ConvertTo-Json -Compress -Depth 6 ([ordered]@{
       changed = $shared -ne $was
       id = [string]$vSwitch.Id
-      switch = [string]$vSwitch.Name
+      switch = $name
       shared = $shared
+      notes = $notes
       before = $before
     })`
-  return JSON.parse(stdout) as ToggleShareResult | null
+  return JSON.parse(stdout) as ToggleShareResult
+}
+
+/** What `status` says to people. */
+function say({ switch: name, shared, before: { network } }: ToggleShareResult): string {
+  const has = [...network?.addresses ?? [], ...network?.leased ?? []].join(', ')
+  if (shared) return `The host uses the switch "${name}" too: ${has || 'without an address'}`
+  const kept = network?.addresses.length ? `; with on it is ${network.addresses.join(', ')}` : ''
+  return `The switch "${name}" is the VMs' alone${kept}`
 }
 
 await hostCommand(
@@ -183,8 +322,17 @@ await hostCommand(
       describe: 'on, off, or status to only ask',
       example: 'off',
     },
-    switch: { type: 'string', demandOption: true, describe: 'The switch’s name', example: '桥接' },
+    switch: {
+      type: 'string',
+      describe: 'The switch’s name [default: the only external one]',
+      example: '桥接',
+    },
+    ...guardOptions,
     dryRun,
   },
-  toggleShare,
+  async (options: Omit<ToggleShareOptions, 'revertAfter'> & { revertAfter?: string }, ps) => {
+    const result = await toggleShare(readGuard(options), ps)
+    if (options.state === 'status') process.stderr.write(`${say(result)}\n`)
+    return result
+  },
 )

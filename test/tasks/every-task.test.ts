@@ -14,6 +14,7 @@ import { createVm, undoCreateVm } from '../../tasks/create-vm.ts'
 import { enableNested, undoEnableNested } from '../../tasks/enable-nested.ts'
 import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
 import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
+import { readNetwork } from '../../tasks/show-network.ts'
 import { startVm, undoStartVm } from '../../tasks/start-vm.ts'
 import { type PowerShell, script } from '../../tasks/task.ts'
 import { toggleShare, undoToggleShare } from '../../tasks/toggle-share.ts'
@@ -24,7 +25,8 @@ import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 
 const root = join(import.meta.dirname as string, '..', '..')
 const tasks = (await fs.readdir(join(root, 'tasks')))
-  .filter((name) => name.endsWith('.ts') && name !== 'task.ts')
+  .filter((name) => name.endsWith('.ts') && !['task.ts', 'guard.ts'].includes(name))
+const folders = ['convert-disk', 'show-network']
 const bin = join(root, 'node_modules', '.bin')
 const RUNTIMES = { zx: ['zx'], node: ['node'], deno: ['deno', 'run', '-A'] }
 
@@ -36,13 +38,15 @@ files('has a test of its own', async () => {
   }
 })
 
-files('imports npm packages, node: and ./task.ts, and no other task', async () => {
+files('imports npm packages, node:, ./task.ts and ./guard.ts, and no other task', async () => {
   for (const task of tasks) {
     const source = await fs.readFile(join(root, 'tasks', task), 'utf8')
     match(source, /^#!\/usr\/bin\/env zx\n\/\*\* /, task)
     const own = task.replace('.ts', '')
     const local = [...source.matchAll(/from '(\.[^']+)'/g)].map(([, path]) => path as string)
-      .filter((path) => path !== './task.ts' && !path.startsWith(`./${own}/`))
+      .filter((path) =>
+        !['./task.ts', './guard.ts'].includes(path) && !path.startsWith(`./${own}/`)
+      )
     deepEqual(local, [], task)
   }
 })
@@ -80,7 +84,7 @@ jobs.after.each(async ({ host, dir }) => {
 })
 
 for (const [runtime, program] of Object.entries(RUNTIMES)) {
-  test(`does its job copied with task.ts into an empty folder, under ${runtime}`, async ({ host, dir }) => {
+  test(`does its job copied with task.ts and guard.ts into an empty folder, under ${runtime}`, async ({ host, dir }) => {
     const { vdi, ova } = await demo('bios', dir)
     const disk = join(dir, 'demo.vhdx')
     // each line depends on those before it, and all tasks but task.ts occur
@@ -96,12 +100,20 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
       ['create-vm', '--vm', 'demo', '--disk', disk, '--memory', '256MB'],
       ['attach-adapter', '--vm', 'demo', '--switch', 'Static-NAT', '--mac', '08:00:27:00:00:07'],
       ['enable-nested', '--vm', 'demo'],
+      ['show-network', '--format', 'json'],
       ['start-vm', '--vm', 'demo'],
     ]
     deepEqual(tasks.filter((task) => !commands.some(([name]) => `${name}.ts` === task)), [])
     for (const [task = '', ...args] of commands) {
       const alone = join(dir, `alone-${task}`)
-      for (const name of [`${task}.ts`, 'task.ts', ...(task === 'convert-disk' ? [task] : [])]) {
+      for (
+        const name of [
+          `${task}.ts`,
+          'task.ts',
+          'guard.ts',
+          ...(folders.includes(task) ? [task] : []),
+        ]
+      ) {
         await fs.copy(join(root, 'tasks', name), join(alone, name))
       }
       const { code, stdout, stderr } = await run(program[0] as string, [
@@ -156,6 +168,7 @@ test('leaves the host as it was on a dry run, and its scripts have no syntax tha
     { vm: 'demo', internal: 'Static-NAT', hostIp: '192.168.56.1/24', nat: true },
     noted('checkHost'),
   )
+  await readNetwork(noted('readNetwork'))
   deepEqual(JSON.parse(await host.text()), seed)
   await job(placeDisk, { from: disk, to: placed }, undoPlaceDisk)
   await job(

@@ -1,7 +1,8 @@
 import fs from 'fs-extra'
 import assert from 'node:assert/strict'
+import { join } from 'node:path'
 import { suite } from 'uvu'
-import { toggleShare, undoToggleShare } from '../../tasks/toggle-share.ts'
+import { toggleShare, type ToggleShareOptions, undoToggleShare } from '../../tasks/toggle-share.ts'
 import { needs } from '../needs.ts'
 import { runTask } from '../run-task.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
@@ -42,12 +43,27 @@ const hostSide = async () => {
   return JSON.parse(stdout)
 }
 const fixed = {
+  name: '桥接',
+  mac: 'A4C3F0112233',
+  vlan: { mode: 'Access', id: 12 },
   dhcp: false,
-  addresses: ['192.168.77.10/24'],
-  gateways: ['192.168.77.1'],
+  leased: [],
+  addresses: ['192.168.77.10/24', '192.168.78.10/24'],
+  routes: [
+    { to: '0.0.0.0/0', by: '192.168.77.1', metric: 256 },
+    { to: '10.99.0.0/16', by: '192.168.77.9', metric: 5 },
+  ],
   dns: ['192.168.77.2', '9.9.9.9'],
   metric: 15,
+  profile: { name: 'Office', category: 'Private' },
 }
+const saved = async () => {
+  const folder = join(String(host.env.ProgramData), 'vbox-to-hyperv')
+  const [file] = (await fs.readdir(folder)).filter((name) => name.startsWith('share-'))
+  return file && await fs.readJson(join(folder, file))
+}
+/** Without the guard, whose tests are in guard.test.ts, a script is one process's work of a moment. */
+const toggle = (options: ToggleShareOptions) => toggleShare({ guard: false, ...options }, host.ps)
 const setFixed = () =>
   given`
     $index = (Get-NetAdapter | Where-Object Name -eq 'vEthernet (桥接)').InterfaceIndex
@@ -55,7 +71,11 @@ const setFixed = () =>
     Get-NetRoute -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -eq $index -and $_.DestinationPrefix -eq '0.0.0.0/0' } | Remove-NetRoute -Confirm:$false
     $null = New-NetIPAddress -InterfaceIndex $index -IPAddress 192.168.77.10 -PrefixLength 24 -DefaultGateway 192.168.77.1
     Set-DnsClientServerAddress -InterfaceIndex $index -ServerAddresses 192.168.77.2, 9.9.9.9
-    Set-NetIPInterface -InterfaceIndex $index -AddressFamily IPv4 -InterfaceMetric 15`
+    Set-NetIPInterface -InterfaceIndex $index -AddressFamily IPv4 -InterfaceMetric 15
+    $null = New-NetIPAddress -InterfaceIndex $index -IPAddress 192.168.78.10 -PrefixLength 24
+    $null = New-NetRoute -InterfaceIndex $index -DestinationPrefix 10.99.0.0/16 -NextHop 192.168.77.9 -RouteMetric 5
+    Set-NetConnectionProfile -InterfaceIndex $index -NetworkCategory Private
+    Get-VMNetworkAdapter -ManagementOS -Name 桥接 | Set-VMNetworkAdapterVlan -Access -VlanId 12`
 
 sharing.before(async () => {
   host = await simulatedHost()
@@ -64,26 +84,36 @@ sharing.before(async () => {
 sharing.before.each(async () => {
   await fs.writeFile(String(host.env.SIMULATED_HOST), seed)
   await fs.remove(`${host.env.SIMULATED_HOST}.counters`)
+  await fs.remove(String(host.env.ProgramData))
   await fs.remove(String(host.env.SIMULATED_HOST_LOG))
 })
 sharing.after(() => host.close())
 
 test('takes the host off the switch, and puts it back', async () => {
   await external()
-  const off = await toggleShare({ state: 'off', switch: '桥接' }, host.ps)
+  const off = await toggle({ state: 'off', switch: '桥接' })
   const { id, before, ...rest } = off
-  assert.deepEqual(rest, { changed: true, switch: '桥接', shared: false })
+  assert.deepEqual(rest, {
+    changed: true,
+    switch: '桥接',
+    shared: false,
+    notes: [
+      'The host is offline while the switch "桥接" is not shared: it has no other network adapter ' +
+      'that is connected',
+    ],
+  })
   assert.match(id, /^[\da-f-]{36}$/)
   assert.equal(before.shared, true)
   assert.equal(before.network?.dhcp, true)
   assert.equal(await hostSide(), null)
-  const on = await toggleShare({ state: 'on', switch: '桥接' }, host.ps)
+  const on = await toggle({ state: 'on', switch: '桥接' })
   assert.deepEqual(on, {
     changed: true,
     id,
     switch: '桥接',
     shared: true,
-    before: { shared: false, network: null },
+    notes: [],
+    before: { shared: false, network: before.network },
   })
   assert.equal((await hostSide()).dhcp, true)
 })
@@ -92,17 +122,17 @@ test('does nothing when it is so', async () => {
   await external()
   const text = await host.text()
   for (const state of ['on', 'status'] as const) {
-    const result = await toggleShare({ state, switch: '桥接' }, host.ps)
+    const result = await toggle({ state, switch: '桥接' })
     assert.equal(result.changed, false)
     assert.equal(result.shared, true)
     assert.equal(result.before.shared, true)
     await undoToggleShare(result, host.ps)
   }
-  await toggleShare({ state: 'off', switch: '桥接' }, host.ps)
+  await toggle({ state: 'off', switch: '桥接' })
   const off = await host.text()
   await fs.remove(String(host.env.SIMULATED_HOST_LOG))
   for (const state of ['off', 'status'] as const) {
-    const result = await toggleShare({ state, switch: '桥接' }, host.ps)
+    const result = await toggle({ state, switch: '桥接' })
     assert.equal(result.changed, false)
     assert.equal(result.shared, false)
   }
@@ -114,58 +144,153 @@ test('does nothing when it is so', async () => {
 test('changes nothing on a dry run', async () => {
   await external()
   const text = await host.text()
-  const result = await toggleShare({ state: 'off', switch: '桥接', dryRun: true }, host.ps)
+  const result = await toggle({ state: 'off', switch: '桥接', dryRun: true })
   assert.equal(result.changed, true)
   assert.equal(result.shared, false)
   assert.equal(await host.text(), text)
 })
 
-test('undo gives the host back the settings that went with its adapter', async () => {
+/** What there is to see of `fixed`. */
+const seen = {
+  dhcp: false,
+  metric: 15,
+  addresses: fixed.addresses,
+  gateways: ['192.168.77.1'],
+}
+
+test('pain 18: on gives the host back all that went with its adapter at off, time and again', async () => {
   await external()
   await setFixed()
-  const { dns: _, ...seen } = fixed
-  assert.deepEqual(await hostSide(), seen)
-  const off = await toggleShare({ state: 'off', switch: '桥接' }, host.ps)
-  assert.deepEqual(off.before.network, fixed)
-  await undoToggleShare(off, host.ps)
-  assert.deepEqual(await hostSide(), seen)
-  const asked = await toggleShare({ state: 'status', switch: '桥接' }, host.ps)
-  assert.deepEqual(asked.before.network, fixed)
+  for (let day = 0; day < 2; day++) {
+    const off = await toggle({ state: 'off', switch: '桥接' })
+    assert.deepEqual(off.before.network, fixed)
+    assert.deepEqual(await saved(), fixed)
+    assert.deepEqual((await toggle({ state: 'status', switch: '桥接' })).before.network, fixed)
+    assert.equal((await toggle({ state: 'off', switch: '桥接' })).changed, false)
+    const on = await toggle({ state: 'on', switch: '桥接' })
+    assert.deepEqual(on.before, { shared: false, network: fixed })
+    assert.deepEqual(await hostSide(), seen)
+    assert.deepEqual((await toggle({ state: 'status', switch: '桥接' })).before.network, fixed)
+    assert.equal(await saved(), undefined)
+  }
+})
+
+test('takes the adapter’s own MAC address back, where Windows gives another', async () => {
+  await external()
+  await given`
+    Get-VMNetworkAdapter -ManagementOS -Name 桥接 | Remove-VMNetworkAdapter
+    Add-VMNetworkAdapter -ManagementOS -SwitchName 桥接 -Name Host -StaticMacAddress 00155D0A0B0C`
+  const off = await toggle({ state: 'off' })
+  await toggle({ state: 'on' })
+  const { before } = await toggle({ state: 'status' })
+  assert.equal(before.network?.mac, '00155D0A0B0C')
+  assert.deepEqual(before.network, off.before.network)
+})
+
+test('keeps what it has when somebody else shared the switch meanwhile', async () => {
+  await external()
+  await setFixed()
+  await toggle({ state: 'off' })
+  await given`Get-VMSwitch -SwitchType External | Set-VMSwitch -AllowManagementOS $true`
+  const on = await toggle({ state: 'on' })
+  assert.equal(on.changed, false)
+  assert.match(String(on.notes), /^The settings that were kept .* are not in use/)
+  await toggle({ state: 'off' })
+  assert.deepEqual(await saved(), fixed)
+})
+
+test('undo puts back what was, and is harmless when it is so already', async () => {
+  await external()
+  await setFixed()
+  const shared = await host.state()
+  const off = await toggle({ state: 'off', switch: '桥接' })
   const text = await host.text()
+  const on = await toggle({ state: 'on', switch: '桥接' })
+  await undoToggleShare(on, host.ps)
+  await undoToggleShare(on, host.ps)
+  // the counter of interfaces' numbers is not the state's
+  assert.equal(await host.text(), text)
+  assert.deepEqual(await saved(), fixed)
   await undoToggleShare(off, host.ps)
+  await undoToggleShare(off, host.ps)
+  assert.equal(await saved(), undefined)
+  // a new adapter has a new GUID and a new number
+  const again = (state: typeof shared) =>
+    JSON.stringify({ ...state, switches: state.switches.length }).replace(
+      /"ifIndex":\d+|"guid":"[^"]*"/g,
+      '',
+    )
+  assert.equal(again(await host.state()), again(shared))
+})
+
+test('refuses settings that it cannot read, before it changes anything', async () => {
+  await external()
+  await toggle({ state: 'off' })
+  const folder = join(String(host.env.ProgramData), 'vbox-to-hyperv')
+  const [file = ''] = await fs.readdir(folder)
+  await fs.writeFile(join(folder, file), '{"mac":')
+  const text = await host.text()
+  await assert.rejects(toggle({ state: 'on' }), {
+    message: 'Cannot read the host\'s settings that were kept for the switch "桥接": the file is ' +
+      `damaged. Note what is in it, and run: Remove-Item -LiteralPath '${join(folder, file)}'`,
+  })
   assert.equal(await host.text(), text)
 })
 
-test('on takes settings that an earlier run kept', async () => {
+test('takes the host off again when its settings cannot be put back, and keeps them', async () => {
   await external()
-  await toggleShare({ state: 'off', switch: '桥接' }, host.ps)
-  const on = await toggleShare({ state: 'on', switch: '桥接', network: fixed }, host.ps)
-  assert.equal(on.changed, true)
-  const asked = await toggleShare({ state: 'status', switch: '桥接' }, host.ps)
-  assert.deepEqual(asked.before.network, fixed)
-  await undoToggleShare(on, host.ps)
-  assert.equal(await hostSide(), null)
-})
-
-test('takes the host off again when its settings cannot be put back', async () => {
-  await external()
-  await toggleShare({ state: 'off', switch: '桥接' }, host.ps)
+  await setFixed()
+  await toggle({ state: 'off' })
   await host.change((state) =>
     state.faults = [{
       cmdlet: 'New-NetIPAddress',
       error: { id: 'Windows System Error 87', message: 'The parameter is incorrect' },
     }]
   )
-  await assert.rejects(
-    toggleShare({ state: 'on', switch: '桥接', network: fixed }, host.ps),
-    /Windows System Error 87/,
-  )
+  await assert.rejects(toggle({ state: 'on' }), /Windows System Error 87/)
   assert.equal(await hostSide(), null)
+  assert.deepEqual(await saved(), fixed)
+})
+
+test('pain 18: without the guard it cuts off nobody who is connected by this adapter alone', async () => {
+  await external()
+  await host.change((state) =>
+    state.connections = [{ local: '10.20.30.40:3389', remote: '10.20.9.9:50123' }]
+  )
+  const text = await host.text()
+  await assert.rejects(toggle({ state: 'off' }), {
+    message: 'Cannot stop sharing the switch "桥接": somebody is connected to the host by its ' +
+      'address 10.20.30.40 on it, and there is no other way in. Run it at the host itself, or ' +
+      'again without: --no-guard',
+  })
+  assert.equal(await host.text(), text)
+  // with a cable plugged in there is another way
+  await host.change((state) => {
+    const cable = state.adapters.find(({ name }: { name: string }) => name === 'Ethernet')
+    const own = state.addresses.find(({ ifIndex }: { ifIndex: number }) =>
+      ifIndex === cable.ifIndex
+    )
+    cable.status = 'Up'
+    own.address = '192.168.1.5'
+  })
+  const off = await toggle({ state: 'off' })
+  assert.deepEqual([off.changed, off.notes], [true, []])
+})
+
+test('takes the one external switch, and asks which where there are more', async () => {
+  const none = { message: /^Cannot share a switch: there is no external one\. Run create-switch/ }
+  await assert.rejects(toggle({ state: 'off' }), none)
+  await external()
+  await given`$null = New-VMSwitch -Name [a*] -NetAdapterName Ethernet -AllowManagementOS $true`
+  await assert.rejects(toggle({ state: 'off' }), {
+    message: 'Cannot choose the switch: there are 2 external ones, "桥接", "[a*]". ' +
+      "Run again with: --switch '桥接'",
+  })
 })
 
 test('undo is harmless when the switch is gone', async () => {
   await external()
-  const off = await toggleShare({ state: 'off', switch: '桥接' }, host.ps)
+  const off = await toggle({ state: 'off', switch: '桥接' })
   await given`Remove-VMSwitch -Name 桥接 -Force`
   const text = await host.text()
   await undoToggleShare(off, host.ps)
@@ -174,16 +299,16 @@ test('undo is harmless when the switch is gone', async () => {
 
 test('waits until the host’s adapter on the switch appears', async () => {
   await external()
-  await toggleShare({ state: 'off', switch: '桥接' }, host.ps)
+  await toggle({ state: 'off', switch: '桥接' })
   await host.change((state) => state.host.adapterDelay = 3)
-  assert.equal((await toggleShare({ state: 'on', switch: '桥接' }, host.ps)).changed, true)
+  assert.equal((await toggle({ state: 'on', switch: '桥接' })).changed, true)
   assert.notEqual(await hostSide(), null)
 })
 
 test('takes names as names', async () => {
   for (const name of [hostile, '[a*]']) {
     await external(name)
-    const off = await toggleShare({ state: 'off', switch: name }, host.ps)
+    const off = await toggle({ state: 'off', switch: name })
     assert.equal(off.switch, name)
     assert.equal(off.changed, true)
     await given`Get-VMSwitch -SwitchType External | Remove-VMSwitch -Force`
@@ -193,15 +318,15 @@ test('takes names as names', async () => {
 test('refuses what it cannot share, and says why', async () => {
   await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
   const text = await host.text()
-  await assert.rejects(toggleShare({ state: 'off', switch: '*' }, host.ps), {
+  await assert.rejects(toggle({ state: 'off', switch: '*' }), {
     message: 'Cannot share the switch "*": 0 switches have that name. Run: Get-VMSwitch',
   })
-  await assert.rejects(toggleShare({ state: 'off', switch: 'Static-NAT' }, host.ps), {
+  await assert.rejects(toggle({ state: 'off', switch: 'Static-NAT' }), {
     message: 'Cannot share the switch "Static-NAT": it is Internal, and only an external switch ' +
       'has a network adapter to share. Run: Get-VMSwitch -SwitchType External',
   })
   assert.equal(await host.text(), text)
-  await assert.rejects(toggleShare({ state: 'off', switch: 'a\nb' }, host.ps), {
+  await assert.rejects(toggle({ state: 'off', switch: 'a\nb' }), {
     message:
       'Cannot share the switch "a\\nb": a name is not empty and has no control characters. ' +
       'Run: Get-VMSwitch',
@@ -212,7 +337,7 @@ test('refuses to remove more of the host’s adapters than it can put back', asy
   await external()
   await given`Add-VMNetworkAdapter -ManagementOS -SwitchName 桥接 -Name Storage`
   const text = await host.text()
-  await assert.rejects(toggleShare({ state: 'off', switch: '桥接' }, host.ps), {
+  await assert.rejects(toggle({ state: 'off', switch: '桥接' }), {
     message:
       'Cannot stop sharing the switch "桥接": the host has 2 adapters on it, and all would ' +
       'be removed: 桥接, Storage. Run: Get-VMNetworkAdapter -ManagementOS, and ' +
@@ -223,6 +348,11 @@ test('refuses to remove more of the host’s adapters than it can put back', asy
 
 test('runs from the command line', async () => {
   await external()
+  const asked = await runTask(host, 'toggle-share', 'status')
+  assert.deepEqual(
+    [asked.code, asked.stderr],
+    [0, 'The host uses the switch "桥接" too: 10.20.30.40/16\n'],
+  )
   const done = await runTask(host, 'toggle-share', 'off', '--switch', '桥接')
   assert.deepEqual([done.code, done.stderr], [0, ''])
   assert.equal(JSON.parse(done.stdout).shared, false)

@@ -1,0 +1,366 @@
+/**
+ * The guard of changes that could cut the host off. Copy it with the tasks that change the host's
+ * network, beside task.ts.
+ *
+ * Before the change the host itself is told to take it back after a while, by a scheduled task; after
+ * the change the network is tested; and only when the kit still reaches the host is that task
+ * cancelled. So the host comes back also when the kit dies, the session drops or the host restarts.
+ */
+import { randomBytes } from 'node:crypto'
+import { clearTimeout, setTimeout } from 'node:timers'
+import { ConnectionError, type Option, type PowerShell, script } from './task.ts'
+
+export interface GuardOptions {
+  /** The host takes the change back by itself unless it was reached and tested after it. @default true */
+  guard?: boolean | undefined
+  /** Seconds until then, 5 to 3600. @default 60 */
+  revertAfter?: number | undefined
+  /**
+   * What has to answer after the change, asked on the host: URLs, for which any answer of HTTP will
+   * do, and `host:port`. @default none
+   */
+  probe?: readonly string[] | undefined
+}
+
+/** A task that could cut the host off. */
+export interface Guarded<R> {
+  /** What it changes, as errors name it, e.g. `the switch "x"`. */
+  subject: string
+  /** Runs one script, the same with and without `dryRun` but for that. */
+  run: (ps: PowerShell, dryRun: boolean) => Promise<R>
+  /** Runs one script that begins with `$done = ${JSON.stringify(result)}` and has the result from there. */
+  undo: (result: R, ps: PowerShell) => Promise<void>
+}
+
+/** The options of a guarded task's command. {@link readGuard} reads them. */
+export const guardOptions: Record<'guard' | 'revertAfter' | 'probe', Option> = {
+  guard: {
+    type: 'boolean',
+    describe: 'Take the change back unless the host is reached and tested after it [default: true]',
+  },
+  revertAfter: {
+    type: 'string',
+    describe: 'When the host takes it back by itself, e.g. 90s or 2m [default: 60s]',
+  },
+  probe: {
+    type: 'string',
+    array: true,
+    describe: 'What has to answer the host after the change: a URL or host:port',
+  },
+}
+
+/** The command's options with the time in seconds. */
+export function readGuard<T extends { revertAfter?: string | undefined }>(
+  { revertAfter, ...options }: T,
+): Omit<T, 'revertAfter'> & { revertAfter?: number } {
+  if (revertAfter === undefined) return options
+  const [, number, unit] = /^(\d{1,6})(s|m)?$/.exec(revertAfter) ?? []
+  if (number === undefined) {
+    throw new TypeError(
+      `Cannot take the change back after "${revertAfter}": it is seconds or minutes. ` +
+        'Example: --revert-after 90s',
+    )
+  }
+  return { ...options, revertAfter: Number(number) * (unit === 'm' ? 60 : 1) }
+}
+
+/**
+ * Does what the task does, under the guard. Notes say what earlier guards had to take back.
+ *
+ * What is tested on the host, for 15 seconds and half of `revertAfter` at most: every default gateway
+ * that answered before answers, on whichever adapter, and the DNS servers are there again. Where the
+ * answer's `shared` says that the host gives its adapter up, this holds for its other adapters.
+ */
+export async function guarded<R extends { changed: boolean; notes: string[] }>(
+  { subject, run, undo }: Guarded<R>,
+  { guard = true, revertAfter = 60, probe = [] }: GuardOptions,
+  dryRun: boolean,
+  ps: PowerShell,
+): Promise<R> {
+  if (!Number.isInteger(revertAfter) || revertAfter < 5 || revertAfter > 3600) {
+    throw new RangeError(
+      `Cannot take the change back after ${revertAfter} s: it is 5 to 3600 whole seconds. ` +
+        'Example: --revert-after 60s',
+    )
+  }
+  for (const target of probe) checkProbe(target)
+  if (dryRun || !guard) return await run(ps, dryRun)
+  const token = randomBytes(6).toString('hex')
+  const asking = await recorded((ps) => run(ps, true))
+  const changing = await recorded((ps) => run(ps, false))
+  // an answer that says that all was changed: what the undo is to take back it reads on the host
+  const changed = { changed: true, id: '', before: {}, notes: [] } as unknown as R
+  const whole = await recorded((ps) => undo(changed, ps))
+  const undoing = whole.replace(/^\s*\$done = .*\n/, '')
+  if (undoing === whole) throw new Error(`Cannot guard ${subject}: its undo has no $done`)
+  const later = `The host takes back what was changed of ${subject} by itself, ` +
+    `${revertAfter} s after it began`
+  let answer: { result: R; armed: boolean; told: string[] }
+  try {
+    const { stdout } = await change(ps, {
+      subject,
+      token,
+      asking,
+      changing,
+      undoing,
+      revertAfter,
+      probe,
+    })
+    answer = JSON.parse(stdout)
+  } catch (error) {
+    if (!(error instanceof ConnectionError)) throw error
+    throw new ConnectionError(`${error.message}. ${later}`, { cause: error })
+  }
+  const { result, armed, told } = answer
+  if (armed && !await within(revertAfter, confirm(ps, token), later)) {
+    throw new Error(
+      `Cannot keep the change of ${subject}: the host was not reached within ${revertAfter} s after ` +
+        'it, and took it back. Run again with a longer time: --revert-after 5m',
+    )
+  }
+  return { ...result, notes: [...told, ...result.notes] }
+}
+
+function checkProbe(target: string): void {
+  const [, port] = /^(?:[\p{L}\p{N}_.-]+|\[[\da-f:.]+\]):(\d{1,5})$/iu.exec(target) ?? []
+  const url = /^https?:\/\/[^\s/]+/i.test(target) && URL.canParse(target)
+  if (url || (port !== undefined && Number(port) > 0 && Number(port) < 65536)) return
+  throw new TypeError(
+    `Cannot probe ${JSON.stringify(target)}: it is a URL of http or https, or host:port. ` +
+      'Example: --probe intranet.lan:443',
+  )
+}
+
+/** The script that a task would run, without running it. */
+function recorded(work: (ps: PowerShell) => Promise<unknown>): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const ps: PowerShell = (pieces, ...values) => {
+      resolve(script(pieces, ...values))
+      return new Promise(() => {}) // the task needs no answer any more
+    }
+    work(ps).then(() => reject(new Error('Cannot guard a task that runs no script')), reject)
+  })
+}
+
+async function within<T>(seconds: number, answer: Promise<T>, later: string): Promise<T> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => {
+      reject(new ConnectionError(`The host does not answer any more. ${later}`))
+    }, seconds * 1000)
+  })
+  try {
+    return await Promise.race([answer, late])
+  } catch (error) {
+    if (!(error instanceof ConnectionError) || error.message.endsWith(later)) throw error
+    throw new ConnectionError(`${error.message}. ${later}`, { cause: error })
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+/**
+ * The guard is three files in a folder that administrators and SYSTEM alone may write to, as SYSTEM
+ * runs what lies there: `guard-TOKEN.ps1` takes the change back, `.armed` says that it shall, and
+ * becomes `.claimed` while it does. Renaming is what only one can do: kit or guard.
+ */
+function change(
+  ps: PowerShell,
+  { subject, token, asking, changing, undoing, revertAfter, probe }: {
+    subject: string
+    token: string
+    asking: string
+    changing: string
+    undoing: string
+    revertAfter: number
+    probe: readonly string[]
+  },
+): PromiseLike<{ stdout: string }> {
+  return ps`
+    $subject = ${subject}
+    $token = ${token}
+    $asking = ${asking}
+    $changing = ${changing}
+    $undoing = ${undoing}
+    $reverting = ${REVERT}
+    $seconds = ${revertAfter}
+    $probes = ${probe}
+    function quoted($text) { "'" + [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent($text) + "'" }
+    function run($text) { [string]@(& ([ScriptBlock]::Create($text)))[-1] }
+    function revert($path) { & ([ScriptBlock]::Create([IO.File]::ReadAllText($path))) -Now }
+    function gateways {
+      foreach ($route in @(Get-NetRoute | Where-Object { $_.DestinationPrefix -eq '0.0.0.0/0' -and $_.NextHop -ne '0.0.0.0' })) {
+        # a router answers who has its address, whatever else it keeps to itself
+        try { $null = (New-Object Net.Sockets.UdpClient).Send([byte[]]@(0), 1, $route.NextHop, 9) } catch { Write-Verbose $_ }
+        $known = @(Get-NetNeighbor | Where-Object { $_.IPAddress -eq $route.NextHop -and $_.InterfaceIndex -eq $route.InterfaceIndex -and [string]$_.State -in 'Reachable', 'Stale', 'Delay', 'Probe', 'Permanent' })
+        if ($known.Count -gt 0) { [pscustomobject]@{ hop = [string]$route.NextHop; index = [int]$route.InterfaceIndex } }
+      }
+    }
+    function servers { Get-DnsClientServerAddress -AddressFamily IPv4 | ForEach-Object { $_.ServerAddresses } | Where-Object { $_ } }
+    function answers($probe) {
+      try {
+        if ($probe -match '^https?://') {
+          $request = [Net.WebRequest]::Create($probe)
+          $request.Timeout = 3000
+          $request.GetResponse().Close()
+          return $true
+        }
+        $at = $probe.LastIndexOf(':')
+        $client = New-Object Net.Sockets.TcpClient
+        try {
+          $null = $client.ConnectAsync($probe.Substring(0, $at).Trim('[', ']'), [int]$probe.Substring($at + 1)).Wait(3000)
+          return $client.Connected
+        } finally { $client.Dispose() }
+      } catch {
+        # a page that is not there is an answer too
+        $_.Exception.InnerException -is [Net.WebException] -and $null -ne $_.Exception.InnerException.Response
+      }
+    }
+    # what is not as it was, in words
+    function lost {
+      $now = @(gateways)
+      foreach ($gateway in $before.gateways) {
+        $gone = @(Get-NetIPInterface -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -eq $gateway.index }).Count -eq 0
+        if (-not $keeps -and $gone) { continue }
+        if (@($now | Where-Object { $_.hop -eq $gateway.hop }).Count -eq 0) { "the gateway $($gateway.hop) does not answer" }
+      }
+      $there = @(servers)
+      if ($keeps) { foreach ($server in @($before.servers | Where-Object { $_ -notin $there })) { "the DNS server $server is not set" } }
+      foreach ($probe in $probes) { if (-not (answers $probe)) { "$probe does not answer" } }
+    }
+
+    $folder = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv')
+    $windows = [Environment]::OSVersion.Platform -eq 'Win32NT'
+    if (-not [IO.Directory]::Exists($folder)) {
+      $null = [IO.Directory]::CreateDirectory($folder)
+      if ($windows) {
+        $null = icacls $folder /setowner '*S-1-5-32-544'
+        $null = icacls $folder /inheritance:r /grant:r '*S-1-5-18:(OI)(CI)F' '*S-1-5-32-544:(OI)(CI)F'
+      }
+    }
+    # anybody may make a folder in ProgramData, so it may be another's
+    if ($windows -and (Get-Acl -LiteralPath $folder).GetOwner([Security.Principal.SecurityIdentifier]).Value -notin 'S-1-5-32-544', 'S-1-5-18') {
+      throw "Cannot guard the change of $($subject): the folder ""$folder"" is not the administrators' own. Run: Remove-Item -Recurse -LiteralPath $(quoted $folder)"
+    }
+    $stem = [IO.Path]::Combine($folder, "guard-$token")
+    $task = "vbox-to-hyperv guard $token"
+
+    # a change that nobody confirmed is taken back first, so that this one starts from what was
+    foreach ($pending in [IO.Directory]::GetFiles($folder, 'guard-*.ps1')) { revert $pending }
+    $told = @()
+    $log = [IO.Path]::Combine($folder, 'guard.log')
+    if ([IO.File]::Exists($log)) {
+      foreach ($line in [IO.File]::ReadAllLines($log)) {
+        $entry = ConvertFrom-Json $line
+        if ($entry.failure) { $told += "At $($entry.at) the host could not take back the change of $($entry.subject): $($entry.failure)" }
+        else { $told += "At $($entry.at) the host took back the change of $($entry.subject), $($entry.why)" }
+      }
+      [IO.File]::AppendAllText([IO.Path]::Combine($folder, 'guard-told.log'), [IO.File]::ReadAllText($log))
+      [IO.File]::Delete($log)
+    }
+
+    $answer = run $asking
+    $asked = ConvertFrom-Json $answer
+    $armed = [bool]$asked.changed
+    if ($armed) {
+      $keeps = $null -eq $asked.shared -or $asked.shared
+      $before = @{ gateways = @(gateways); servers = @(servers) }
+      $lines = @(
+        'param([switch]$Now)'
+        '$subject = ' + (quoted $subject)
+        '$token = ' + (quoted $token)
+        '$seconds = ' + $seconds
+        '$began = ' + [Diagnostics.Stopwatch]::GetTimestamp()
+        '$undo = {'
+        '$done = ' + (quoted $answer)
+        $undoing
+        '}'
+        $reverting
+      )
+      # with a mark, without which 5.1 takes a file for ANSI
+      [IO.File]::WriteAllText("$stem.ps1", ($lines -join [char]10), (New-Object Text.UTF8Encoding $true))
+      [IO.File]::WriteAllText("$stem.armed", '')
+      $argument = '-NoProfile -NonInteractive -ExecutionPolicy Bypass -Command "& ([ScriptBlock]::Create([IO.File]::ReadAllText(' + (quoted "$stem.ps1") + ')))"'
+      try {
+        $null = Register-ScheduledTask -TaskName $task -Description "Takes back the change of $subject unless it is confirmed" -Action (New-ScheduledTaskAction -Execute powershell.exe -Argument $argument) -Trigger @((New-ScheduledTaskTrigger -Once -At (Get-Date).AddSeconds($seconds)), (New-ScheduledTaskTrigger -AtStartup)) -Principal (New-ScheduledTaskPrincipal -UserId S-1-5-18 -LogonType ServiceAccount -RunLevel Highest) -Settings (New-ScheduledTaskSettingsSet -AllowStartIfOnBatteries -DontStopIfGoingOnBatteries -StartWhenAvailable -MultipleInstances IgnoreNew -ExecutionTimeLimit (New-TimeSpan -Hours 2))
+        # it waits by itself: the time of day may jump when the network comes and goes
+        Start-ScheduledTask -TaskName $task
+        $answer = run $changing
+      } catch {
+        # the change put back what it did; the guard's own trace goes too
+        [IO.File]::Delete("$stem.armed")
+        Get-ScheduledTask | Where-Object TaskName -eq $task | Unregister-ScheduledTask -Confirm:$false
+        [IO.File]::Delete("$stem.ps1")
+        throw
+      }
+      $clock = [Diagnostics.Stopwatch]::StartNew()
+      while (($lost = @(lost)).Count -gt 0 -and $clock.Elapsed.TotalSeconds -lt [Math]::Min(15, $seconds / 2)) { Start-Sleep -Milliseconds 250 }
+      if ($lost.Count -gt 0) {
+        $why = "as $($lost -join ' and ') after it"
+        try { revert "$stem.ps1" } catch { throw "Cannot keep the change of $($subject), $why, and cannot take it back: $($_.Exception.Message) The host tries again when it starts. Run: Get-ScheduledTask -TaskName $(quoted $task)" }
+        throw "Cannot keep the change of $($subject): $($lost -join ' and ') after it, so it was taken back. Mend that, or do without the test. Run again with: --no-guard"
+      }
+    }
+    '{"result":' + $answer + ',"armed":' + (ConvertTo-Json $armed) + ',"told":' + (ConvertTo-Json -Compress -InputObject @($told)) + '}'`
+}
+
+/** Cancels the guard. False where it has begun to take the change back. */
+async function confirm(ps: PowerShell, token: string): Promise<boolean> {
+  const { stdout } = await ps`
+    $token = ${token}
+    $stem = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv', "guard-$token")
+    try { [IO.File]::Move("$stem.armed", "$stem.confirmed") } catch [IO.FileNotFoundException] { 'false'; return }
+    Get-ScheduledTask | Where-Object TaskName -eq "vbox-to-hyperv guard $token" | ForEach-Object {
+      Stop-ScheduledTask -InputObject $_
+      Unregister-ScheduledTask -InputObject $_ -Confirm:$false
+    }
+    [IO.File]::Delete("$stem.ps1")
+    [IO.File]::Delete("$stem.confirmed")
+    'true'`
+  return stdout.trim() === 'true'
+}
+
+/**
+ * What the guard does, after the lines that say whose it is. It waits by a clock that only goes
+ * forward and starts anew with Windows; after a start there is nobody to wait for. While Windows
+ * starts, Hyper-V may not be there yet, so it tries for some minutes.
+ */
+const REVERT = `
+$ErrorActionPreference = 'Stop'
+$folder = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv')
+$stem = [IO.Path]::Combine($folder, "guard-$token")
+$why = 'which was tested and failed'
+if (-not $Now) {
+  $why = 'which nobody confirmed'
+  $left = $seconds - ([Diagnostics.Stopwatch]::GetTimestamp() - $began) / [Diagnostics.Stopwatch]::Frequency
+  if ($left -gt $seconds) { $left = 0 }
+  $clock = [Diagnostics.Stopwatch]::StartNew()
+  while ([IO.File]::Exists("$stem.armed") -and $clock.Elapsed.TotalSeconds -lt $left) { Start-Sleep -Milliseconds 250 }
+}
+try { [IO.File]::Move("$stem.armed", "$stem.claimed") } catch [IO.FileNotFoundException] { Write-Verbose $_ }
+$hold = $null
+# held open by whoever takes the change back, for as long as that one lives
+for ($n = 0; [IO.File]::Exists("$stem.claimed") -and $null -eq $hold -and $n -lt 240; $n++) {
+  try { $hold = [IO.File]::Open("$stem.claimed", 'Open', 'ReadWrite', 'None') } catch [IO.IOException] { Start-Sleep -Milliseconds 250 }
+}
+$failure = $null
+if ($hold) {
+  $tries = 30
+  if ($Now) { $tries = 1 }
+  try {
+    for ($n = 1; $n -le $tries; $n++) {
+      $failure = $null
+      try { $null = & $undo; break } catch { $failure = $_ }
+      if ($n -lt $tries) { Start-Sleep -Seconds 10 }
+    }
+    $entry = [ordered]@{ at = (Get-Date).ToString('yyyy-MM-dd HH:mm:ss'); subject = $subject; why = $why; failure = $null }
+    if ($failure) { $entry.failure = [string]$failure.Exception.Message }
+    [IO.File]::AppendAllText([IO.Path]::Combine($folder, 'guard.log'), (ConvertTo-Json -Compress -InputObject $entry) + [char]10)
+  } finally { $hold.Dispose() }
+  # the next start of Windows tries again
+  if ($failure) { throw $failure }
+}
+Get-ScheduledTask | Where-Object TaskName -eq "vbox-to-hyperv guard $token" | Unregister-ScheduledTask -Confirm:$false
+[IO.File]::Delete("$stem.claimed")
+[IO.File]::Delete("$stem.ps1")
+`
