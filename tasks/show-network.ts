@@ -16,7 +16,7 @@ const DEFAULT_SWITCH = 'c08cb7b8-9b3c-408e-8e30-5e16a3aeb444' // its name is tra
 export async function readNetwork(ps = powershell): Promise<Network> {
   const { stdout } = await ps`
     function addresses($index) {
-      @(Get-NetIPAddress -InterfaceIndex $index -ErrorAction SilentlyContinue | Where-Object { [string]$_.AddressFamily -eq 'IPv4' -or [string]$_.PrefixOrigin -ne 'WellKnown' } | ForEach-Object {
+      @($all | Where-Object { $_.InterfaceIndex -eq $index -and ([string]$_.AddressFamily -eq 'IPv4' -or [string]$_.PrefixOrigin -ne 'WellKnown') } | ForEach-Object {
         [ordered]@{ address = [string]$_.IPAddress; prefixLength = [int]$_.PrefixLength; dhcp = [string]$_.PrefixOrigin -eq 'Dhcp' }
       })
     }
@@ -24,7 +24,9 @@ export async function readNetwork(ps = powershell): Promise<Network> {
       @($routes | Where-Object { $_.InterfaceIndex -eq $index } | ForEach-Object { [string]$_.NextHop })
     }
     $cards = @(Get-NetAdapter)
-    $routes = @(Get-NetRoute -AddressFamily IPv4 | Where-Object { $_.DestinationPrefix -eq '0.0.0.0/0' })
+    # without a filter: what a filter does not find is an error
+    $all = @(Get-NetIPAddress)
+    $routes = @(Get-NetRoute | Where-Object { $_.DestinationPrefix -eq '0.0.0.0/0' })
     $bound = @(Get-NetAdapterBinding | Where-Object { $_.ComponentID -eq 'vms_pp' -and $_.Enabled } | ForEach-Object { [string]$_.InterfaceDescription })
     $vms = @{}
     foreach ($vm in @(Get-VM)) { $vms[[string]$vm.Id] = [ordered]@{ id = [string]$vm.Id; name = [string]$vm.Name; state = [string]$vm.State } }

@@ -239,6 +239,14 @@ test('reads adapters, switches, who is on them, addresses and NATs', async ({ ho
   deepEqual(conflicts, [])
 })
 
+test('reads a host that has no way out', async ({ host }) => {
+  const text = await host.text()
+  await host.ps`Set-VMSwitch -Name 桥接 -AllowManagementOS $false`
+  const { conflicts } = await readNetwork(host.ps)
+  await host.change((state) => Object.assign(state, JSON.parse(text)))
+  deepEqual(conflicts.map(({ text }) => text.slice(0, 32)), ['The host has no default gateway,'])
+})
+
 test('is a command that prints the picture or writes it to a file', async ({ host }) => {
   const to = join(host.dir, 'net.svg')
   await fs.writeFile(to, 'an older one')
