@@ -1,0 +1,310 @@
+/** The guard, cut at each point where a kit, a connection or a host can end. */
+import fs from 'fs-extra'
+import assert from 'node:assert/strict'
+import { execFile, spawn } from 'node:child_process'
+import { createServer } from 'node:http'
+import { join } from 'node:path'
+import process from 'node:process'
+import { setTimeout as wait } from 'node:timers/promises'
+import { promisify } from 'node:util'
+import { suite } from 'uvu'
+import { readGuard } from '../../tasks/guard.ts'
+import { ConnectionError, type PowerShell, script } from '../../tasks/task.ts'
+import { toggleShare, type ToggleShareOptions } from '../../tasks/toggle-share.ts'
+import { needs } from '../needs.ts'
+import { runTask } from '../run-task.ts'
+import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+import { sshHost } from '../ssh-host.ts'
+import { analyze } from './analyze.ts'
+
+const OFFLINE = 'The host is offline while the switch "桥接" is not shared: it has no other ' +
+  'network adapter that is connected'
+const task = join(import.meta.dirname as string, '..', '..', 'tasks', 'toggle-share.ts')
+const execute = promisify(execFile)
+
+const guard = suite('guard')
+const test = needs(guard, 'pwsh')
+
+let host: SimulatedHost
+let seed: string
+
+guard.before(async () => {
+  host = await simulatedHost()
+  await host.ps`$null = New-VMSwitch -Name 桥接 -NetAdapterName Wi-Fi -AllowManagementOS $true`
+  seed = await host.text()
+})
+guard.before.each(async () => {
+  await fs.writeFile(String(host.env.SIMULATED_HOST), seed)
+  await fs.remove(`${host.env.SIMULATED_HOST}.counters`)
+  await fs.remove(String(host.env.ProgramData))
+  await fs.remove(String(host.env.SIMULATED_HOST_LOG))
+})
+guard.after(() => host.close())
+
+const off = (options: Partial<ToggleShareOptions> = {}, ps: PowerShell = host.ps) =>
+  toggleShare({ state: 'off', ...options }, ps)
+
+/** The host's PowerShell for a kit that is gone once the change is made. */
+const dying = (): PowerShell => {
+  let calls = 0
+  return async (pieces, ...values) => {
+    if (calls++ > 0) throw new ConnectionError('PowerShell ended')
+    return await host.ps(pieces, ...values)
+  }
+}
+
+const shared = async () => {
+  const { switches } = await host.state()
+  return switches.find(({ name }: { name: string }) => name === '桥接').hostNics.length > 0
+}
+const until = async (so: () => Promise<boolean>, seconds = 40) => {
+  const end = performance.now() + seconds * 1000
+  while (!await so()) {
+    assert.ok(performance.now() < end, `not within ${seconds} s: ${so}`)
+    await wait(50)
+  }
+}
+const files = async () => (await fs.readdir(join(String(host.env.ProgramData), 'vbox-to-hyperv')))
+const traces = async () => [
+  ...(await files()).filter((name) => /^guard-[\da-f]/.test(name)),
+  ...(await host.state()).tasks.map(({ name }: { name: string }) => name),
+]
+/** As if so many seconds had passed on the host's clock; less than none is a restart of it. */
+const pass = async (seconds: number) => {
+  const [name] = (await files()).filter((name) => name.endsWith('.ps1'))
+  const file = join(String(host.env.ProgramData), 'vbox-to-hyperv', String(name))
+  const text = await fs.readFile(file, 'utf8')
+  const past = text.replace(/(?<=\$began = )\d+/, (ticks) => `${Number(ticks) - seconds * 1e9}`)
+  assert.notEqual(past, text)
+  await fs.writeFile(file, past)
+}
+const kill = async () => {
+  const [{ process: pid }] = (await host.state()).tasks
+  process.kill(pid, 'SIGKILL')
+  await until(async () => !(await execute('ps', ['-A', '-o', 'pid='])).stdout.match(`\\b${pid}\\b`))
+}
+const TAKEN_BACK =
+  /^At \d{4}-\d\d-\d\d \d\d:\d\d:\d\d the host took back the change of the external switch, which nobody confirmed$/
+
+test('leaves nothing behind when the host was reached and tested after the change', async () => {
+  const done = await off()
+  assert.deepEqual([done.changed, done.shared, done.notes], [true, false, [OFFLINE]])
+  assert.deepEqual(await traces(), [])
+  assert.equal((await toggleShare({ state: 'on' }, host.ps)).changed, true)
+  assert.deepEqual(await traces(), [])
+  const calls = (await host.calls()).map(({ cmdlet }) => cmdlet)
+  const first = ['Register-ScheduledTask', 'Start-ScheduledTask', 'Set-VMSwitch']
+  assert.deepEqual(calls.filter((cmdlet) => first.includes(cmdlet)), [...first, ...first])
+})
+
+test('tells the host to act for SYSTEM, on batteries, late, and when it starts', async () => {
+  await assert.rejects(off({}, dying()), {
+    message: 'PowerShell ended. The host takes back what was changed of the external switch by ' +
+      'itself, 60 s after it began',
+  })
+  const [{ principal, settings, triggers, action }] = (await host.state()).tasks
+  assert.equal(principal, 'S-1-5-18')
+  assert.deepEqual(settings, { batteries: true, startWhenAvailable: true })
+  assert.deepEqual(triggers.map(({ kind }: { kind: string }) => kind), ['Once', 'Startup'])
+  assert.match(action.argument, /guard-[\da-f]{12}\.ps1'\)\)\)"$/)
+  await kill()
+})
+
+test('pain 18: takes the change back when the kit is killed before it confirms', async () => {
+  // nothing listens there, so the kit is still testing when it is killed
+  const args = ['off', '--revert-after', '5s', '--probe', '127.0.0.1:9']
+  const runtime = 'Deno' in globalThis ? ['run', '-A'] : []
+  const kit = spawn(process.execPath, [...runtime, task, ...args], { env: host.env })
+  await until(async () => !await shared())
+  const { stdout } = await execute('ps', ['-A', '-o', 'pid=,ppid='])
+  const [own] = stdout.split('\n').map((line) => line.trim().split(/\s+/))
+    .filter(([, parent]) => Number(parent) === kit.pid)
+  process.kill(Number(own?.[0]), 'SIGKILL')
+  kit.kill('SIGKILL')
+  await until(shared)
+  await until(async () => (await traces()).length === 0)
+  const next = await toggleShare({ state: 'on' }, host.ps)
+  assert.equal(next.changed, false)
+  assert.equal(next.notes.length, 1)
+  assert.match(String(next.notes[0]), TAKEN_BACK)
+  assert.deepEqual((await toggleShare({ state: 'on' }, host.ps)).notes, [])
+})
+
+needs(guard, 'pwsh', 'sshd')(
+  'pain 18: takes the change back when it cuts the SSH session that asked for it',
+  async () => {
+    await host.change((state) => state.session = '10.20.30.40')
+    const ssh = await sshHost({
+      ...host.env,
+      SSH_CONNECTION: '10.20.9.9 50123 10.20.30.40 22',
+    })
+    try {
+      const run = (...args: string[]) =>
+        runTask({ ...host, env: ssh.env }, 'toggle-share', 'off', '--host', ssh.url, ...args)
+      const refused = await run('--no-guard')
+      assert.equal(refused.code, 1)
+      assert.match(
+        refused.stderr,
+        /somebody is connected to the host by its address 10\.20\.30\.40/,
+      )
+      const cut = await run('--revert-after', '5s')
+      assert.equal(cut.code, 1)
+      assert.match(
+        cut.stderr,
+        /lost .*\. The host takes back what was changed of the external switch by itself, 5 s after it began\n$/,
+      )
+      await until(shared)
+      await until(async () => (await traces()).length === 0)
+    } finally {
+      await ssh.close()
+    }
+  },
+)
+
+test('pain 18: takes the change back when the host restarts before it is confirmed', async () => {
+  await assert.rejects(off({ revertAfter: 3600 }, dying()), ConnectionError)
+  assert.equal(await shared(), false)
+  await kill()
+  await pass(-1e6)
+  await host.fire('Startup')
+  await until(shared)
+  await until(async () => (await traces()).length === 0)
+})
+
+test('takes the change back by the clock when what waited for that was ended', async () => {
+  await assert.rejects(off({ revertAfter: 3600 }, dying()), ConnectionError)
+  await kill()
+  await pass(3601)
+  await host.change((state) => state.host.onBattery = true)
+  await host.fire('Once')
+  await until(shared)
+  await until(async () => (await traces()).length === 0)
+})
+
+test('takes an unconfirmed change back before the next one', async () => {
+  const { before } = await toggleShare({ state: 'status' }, host.ps)
+  await assert.rejects(off({}, dying()), ConnectionError)
+  const again = await off()
+  assert.equal(again.changed, true)
+  assert.deepEqual(again.before, before)
+  assert.deepEqual(await traces(), [])
+  assert.match(String(again.notes[0]), /^At .* the host took back the change/)
+})
+
+test('takes the change back at once when a probe does not answer after it', async () => {
+  const web = createServer((_, response) => response.writeHead(404).end()).listen(0, '127.0.0.1')
+  await new Promise((resolve) => web.once('listening', resolve))
+  const { port } = web.address() as { port: number }
+  try {
+    const done = await off({ probe: [`http://127.0.0.1:${port}/x`, `127.0.0.1:${port}`] })
+    assert.equal(done.changed, true)
+    await toggleShare({ state: 'on' }, host.ps)
+  } finally {
+    web.close()
+    web.closeAllConnections()
+  }
+  const probe = [`127.0.0.1:${port}`]
+  await assert.rejects(off({ probe, revertAfter: 5 }), {
+    message: `Cannot keep the change of the external switch: 127.0.0.1:${port} does not answer ` +
+      'after it, so it was taken back. Mend that, or do without the test. Run again with: --no-guard',
+  })
+  assert.equal(await shared(), true)
+  assert.deepEqual(await traces(), [])
+})
+
+test('says so when the host has taken the change back before it could be confirmed', async () => {
+  let calls = 0
+  const slow: PowerShell = async (pieces, ...values) => {
+    if (calls++ > 0) {
+      const folder = join(String(host.env.ProgramData), 'vbox-to-hyperv')
+      const [name] = (await files()).filter((name) => name.endsWith('.ps1'))
+      await host.ps`
+        $path = ${join(folder, String(name))}
+        & ([ScriptBlock]::Create([IO.File]::ReadAllText($path))) -Now`
+    }
+    return await host.ps(pieces, ...values)
+  }
+  await assert.rejects(off({}, slow), {
+    message:
+      'Cannot keep the change of the external switch: the host was not reached within 60 s ' +
+      'after it, and took it back. Run again with a longer time: --revert-after 5m',
+  })
+  assert.equal(await shared(), true)
+})
+
+test('tells of a change that could not be taken back, and tries again', async () => {
+  await assert.rejects(off({}, dying()), ConnectionError)
+  await kill()
+  const fault = { id: 'OperationFailed', message: 'It is busy' }
+  await host.change((state) => state.faults = [{ cmdlet: 'Set-VMSwitch', error: fault }])
+  await assert.rejects(off(), /It is busy/)
+  assert.equal(await shared(), false)
+  await host.change((state) => state.faults = [])
+  const { notes } = await toggleShare({ state: 'on' }, host.ps)
+  assert.match(String(notes[0]), /^At .* the host could not take back the change of .*: It is busy/)
+  assert.match(String(notes[1]), /^At .* the host took back the change of the external switch/)
+  assert.equal(await shared(), true)
+  assert.deepEqual(await traces(), [])
+})
+
+test('is gone when the change itself fails, and is not there for what is so already', async () => {
+  const fault = { id: 'OperationFailed', message: 'It is busy' }
+  await host.change((state) => state.faults = [{ cmdlet: 'Set-VMSwitch', error: fault }])
+  await assert.rejects(off(), /It is busy/)
+  assert.deepEqual(await traces(), [])
+  await host.change((state) => state.faults = [])
+  await fs.remove(String(host.env.SIMULATED_HOST_LOG))
+  await toggleShare({ state: 'on' }, host.ps)
+  await off({ dryRun: true })
+  await off({ guard: false })
+  const calls = (await host.calls()).map(({ cmdlet }) => cmdlet)
+  assert.equal(calls.includes('Register-ScheduledTask'), false)
+})
+
+test('has no syntax that Windows PowerShell 5.1 lacks, and keeps hostile names', async () => {
+  const name = 'Bob’s "VM"; $(calc) 桥接'
+  await host.ps`
+    $name = ${name}
+    Get-VMSwitch -SwitchType External | Rename-VMSwitch -NewName $name`
+  const scripts: string[] = []
+  let calls = 0
+  const noted: PowerShell = async (pieces, ...values) => {
+    scripts.push(script(pieces, ...values))
+    if (calls++ > 0) throw new ConnectionError('PowerShell ended')
+    return await host.ps(pieces, ...values)
+  }
+  await assert.rejects(off({ switch: name }, noted), ConnectionError)
+  await kill()
+  const folder = join(String(host.env.ProgramData), 'vbox-to-hyperv')
+  const [file = ''] = (await files()).filter((name) => name.endsWith('.ps1'))
+  for (const [n, text] of scripts.entries()) {
+    await fs.writeFile(join(folder, `script-${n}.ps1`), `\ufeff${text}`)
+  }
+  assert.deepEqual(await analyze(host.ps, folder), [])
+  await host.ps`
+    $path = ${join(folder, file)}
+    & ([ScriptBlock]::Create([IO.File]::ReadAllText($path))) -Now`
+  const { shared, switch: found } = await toggleShare({ state: 'status' }, host.ps)
+  assert.deepEqual([shared, found], [true, name])
+})
+
+guard('refuses times and probes that it cannot use, before PowerShell is asked', async () => {
+  const nobody: PowerShell = () => Promise.reject(new Error('PowerShell was asked'))
+  for (const revertAfter of [4, 3601, 7.5, Number.NaN]) {
+    await assert.rejects(off({ revertAfter }, nobody), /^RangeError: .* 5 to 3600 whole seconds/)
+  }
+  for (const probe of ['', 'intranet', 'a:0', 'a:65536', '-x', 'ftp://a', 'a b:1', 'http://']) {
+    await assert.rejects(
+      off({ probe: [probe] }, nobody),
+      /^TypeError: Cannot probe ".*": it is a URL/,
+    )
+  }
+  assert.deepEqual(readGuard({ revertAfter: '2m' }), { revertAfter: 120 })
+  assert.deepEqual(readGuard({ revertAfter: '90' }), { revertAfter: 90 })
+  assert.throws(() => readGuard({ revertAfter: '1h' }), {
+    message: 'Cannot take the change back after "1h": it is seconds or minutes. ' +
+      'Example: --revert-after 90s',
+  })
+})
+
+guard.run()
