@@ -14,10 +14,12 @@ import { execFile } from 'node:child_process'
 import { join } from 'node:path'
 import process from 'node:process'
 import { parseArgs, promisify } from 'node:util'
+import { which } from 'zx'
 import { demo } from '../../fixtures/demo.ts'
 import { migrate } from '../../recipes/migrate.ts'
-import { type PowerShell, script } from '../../tasks/task.ts'
+import { openPowerShell, type PowerShell, script } from '../../tasks/task.ts'
 import { quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+import { sshHost } from '../ssh-host.ts'
 
 const execute = promisify(execFile)
 const { values } = parseArgs({ options: { runs: { type: 'string', default: '3' } } })
@@ -114,20 +116,30 @@ async function byEach({ env }: SimulatedHost): Promise<void> {
 async function overhead(): Promise<void> {
   const host = await simulatedHost()
   try {
-    const start = performance.now()
-    await host.ps`1`
-    const first = performance.now() - start
-    const calls: number[] = []
-    for (let n = 0; n < 200; n++) {
-      const start = performance.now()
-      await host.ps`1`
-      calls.push(performance.now() - start)
-    }
-    console.log(`starting PowerShell  ${first.toFixed(0)} ms`)
-    console.log(`one call             ${median(calls).toFixed(1)} ms`)
+    await way('here', host.ps)
+    if (!await which('sshd', { nothrow: true, path: `${process.env.PATH}:/usr/sbin` })) return
+    const ssh = await sshHost(host.env)
+    const far = openPowerShell({ host: ssh.url, env: ssh.env })
+    await way('by SSH on loopback', far.ps)
+    await far.close()
+    await ssh.close()
   } finally {
     await host.close()
   }
+}
+
+async function way(name: string, ps: PowerShell): Promise<void> {
+  const start = performance.now()
+  await ps`1`
+  const first = performance.now() - start
+  const calls: number[] = []
+  for (let n = 0; n < 200; n++) {
+    const start = performance.now()
+    await ps`1`
+    calls.push(performance.now() - start)
+  }
+  const times = `${first.toFixed(0)} ms, then one call ${median(calls).toFixed(1)} ms`
+  console.log(`starting PowerShell ${name}: ${times}`)
 }
 
 function median(numbers: number[]): number {
