@@ -325,9 +325,11 @@ async function replayLog(file: Bytes, header: Header): Promise<Bytes> {
       const descriptor = read(DESCRIPTOR, data, position)
       const { signature, fileOffset, zeroLength } = descriptor
       if (descriptor.sequenceNumber !== sequenceNumber || fileOffset % LOG_SECTOR) return undefined
-      if (fileOffset > 2 * MAX_VHDX) return undefined
+      // its sum is right, so it is no left-over: without it the disk would be another
+      const end = fileOffset + (signature === 'zero' ? zeroLength : LOG_SECTOR)
+      if (end > 2 * MAX_VHDX) throw refuse('its log changes bytes that no file has')
       if (signature === 'zero') {
-        if (zeroLength % LOG_SECTOR || fileOffset + zeroLength > 2 * MAX_VHDX) return undefined
+        if (zeroLength % LOG_SECTOR) return undefined
         descriptors.push({ ...descriptor, dataAt: -1 })
         continue
       }

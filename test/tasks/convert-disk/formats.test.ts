@@ -542,6 +542,11 @@ microsoft('reads the metadata of a VHDX in bounded time and memory', async ({ di
   const start = performance.now()
   await refuses(dir, 'a.vhdx', far, /its region 2dc27766-[-0-9a-f]+ is not within the file/)
   ok(performance.now() - start < 2000)
+  const beyond = vhdx(data, { dirty: true })
+  const change = beyond.subarray(VHDX.log + 4096, VHDX.log + 3 * 4096)
+  change.writeBigUInt64LE(2n ** 63n, 64 + 16)
+  sealed(change)
+  await refuses(dir, 'a.vhdx', beyond, /its log changes bytes that no file has/)
   const ranges = 30_000
   const entry = Buffer.alloc(Math.ceil((64 + ranges * 32) / 4096) * 4096)
   const dirty = vhdx(data, { dirty: true })
