@@ -324,9 +324,10 @@ function* sectorsOf(size: number): Generator<number> {
   for (let index = last - 64; index <= last; index++) yield index
 }
 
-/** What a tar holds, whatever it says of types and names that are too long. */
+/** What a tar holds, whatever it says of types but that a member is the next one's name. */
 function untar(archive: Buffer): Record<string, Buffer> {
   const members: Record<string, Buffer> = {}
+  let long: string | undefined
   for (
     let at = 0;
     at + SECTOR <= archive.length && archive.subarray(at, at + SECTOR).some((byte) => byte);
@@ -341,7 +342,10 @@ function untar(archive: Buffer): Record<string, Buffer> {
       ? text(345, 155)
       : ''
     const name = (prefix && `${prefix}/`) + text(0, 100)
-    members[name] = archive.subarray(at + SECTOR, at + SECTOR + size)
+    const data = archive.subarray(at + SECTOR, at + SECTOR + size)
+    const before = long
+    long = archive[at + 156] === 0x4c ? data.toString().replace(/\0.*$/s, '') : undefined
+    if (long === undefined) members[before ?? name] = data
     at += SECTOR + Math.ceil(size / SECTOR) * SECTOR
   }
   return members
