@@ -1,8 +1,9 @@
 #!/usr/bin/env zx
 /** Make a virtual switch: to the network outside, between host and VMs, or among VMs alone. */
+import { guarded, type GuardOptions, guardOptions, readGuard } from './guard.ts'
 import { dryRun, hostCommand, powershell } from './task.ts'
 
-export interface CreateSwitchOptions {
+export interface CreateSwitchOptions extends GuardOptions {
   /** The switch's name. */
   switch: string
   /**
@@ -57,10 +58,11 @@ export interface HostNetwork {
  * An external switch takes the network adapter over: the host's settings move to a new adapter
  * `vEthernet (...)`, or are gone while the switch is not shared. DNS servers have been lost on the
  * way (MicrosoftDocs/Virtualization-Documentation#1960), so what was set by hand is put back where
- * it did not arrive. When making the switch fails, it is removed again.
+ * it did not arrive. When making the switch fails, it is removed again. An external switch is made,
+ * shared and taken from the host under the guard (see guard.ts).
  */
 export async function createSwitch(
-  { switch: name, type, adapter, share, dryRun = false }: CreateSwitchOptions,
+  { switch: name, type, adapter, share, dryRun = false, ...guard }: CreateSwitchOptions,
   ps = powershell,
 ): Promise<CreateSwitchResult> {
   if (!['external', 'internal', 'private'].includes(type)) {
@@ -83,11 +85,31 @@ export async function createSwitch(
         `an external switch, and this one is ${type}. Run again with: --type external`,
     )
   }
+  const run = (ps: typeof powershell, dryRun: boolean) =>
+    make({ name, type, adapter, share, guard: guard.guard ?? true, dryRun }, ps)
+  // the others take nothing from the host
+  if (type !== 'external') return await run(ps, dryRun)
+  const subject = `the switch "${name}"`
+  return await guarded({ subject, run, undo: undoCreateSwitch }, guard, dryRun, ps)
+}
+
+async function make(
+  { name, type, adapter, share, guard, dryRun }: {
+    name: string
+    type: CreateSwitchOptions['type']
+    adapter: string | undefined
+    share: boolean | undefined
+    guard: boolean
+    dryRun: boolean
+  },
+  ps: typeof powershell,
+): Promise<CreateSwitchResult> {
   const { stdout } = await ps`
     $name = ${name}
     $type = ${type}
     $adapter = ${adapter}
     $share = ${share}
+    $guard = ${guard}
     $dryRun = ${dryRun}
     function quoted($text) { "'" + [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent($text) + "'" }
     function named($name) { Get-VMSwitch | Where-Object { $_.Name.Equals($name, 'OrdinalIgnoreCase') } }
@@ -180,6 +202,18 @@ export async function createSwitch(
       }
       if ($hostCard) {
         $before.network = settings $hostCard.InterfaceIndex
+        if (-not $guard) {
+          # whoever came by this adapter alone would be cut off, for seconds or for good
+          $own = @(Get-NetIPAddress | Where-Object InterfaceIndex -eq $hostCard.InterfaceIndex | ForEach-Object { [string]$_.IPAddress })
+          $by = @(([string]$env:SSH_CONNECTION).Split(' ')[2]) + @(Get-NetTCPConnection | Where-Object { [string]$_.State -eq 'Established' -and $_.LocalPort -in 22, 3389 } | ForEach-Object { [string]$_.LocalAddress })
+          $cut = @($by | Where-Object { $_ -and $_ -in $own } | Select-Object -First 1)
+          $inside = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { $port = $_; @(Get-VMSwitch | Where-Object { [string]$_.Id -eq [string]$port.SwitchId -and [string]$_.SwitchType -eq 'External' }).Count -eq 0 } | ForEach-Object { [string]$_.DeviceId })
+          $outside = @(Get-NetAdapter | Where-Object { [string]$_.Status -eq 'Up' -and [string]$_.DeviceID -notin $inside -and $_.InterfaceIndex -ne $hostCard.InterfaceIndex } | ForEach-Object { $_.InterfaceIndex })
+          $ways = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -in $outside -and [string]$_.IPAddress -notlike '169.254.*' -and [string]$_.AddressState -eq 'Preferred' })
+          if ($cut.Count -gt 0 -and $ways.Count -eq 0) {
+            throw "Cannot change the switch ""$name"": somebody is connected to the host by its address $($cut[0]) on ""$($hostCard.Name)"", and there is no other way in. Run it at the host itself, or again without: --no-guard"
+          }
+        }
         if (-not $shared) {
           $routes = @(Get-NetRoute -AddressFamily IPv4 | Where-Object { $_.DestinationPrefix -eq '0.0.0.0/0' })
           $others = @($routes | Where-Object { $_.InterfaceIndex -ne $hostCard.InterfaceIndex })
@@ -247,7 +281,9 @@ export async function undoCreateSwitch(
     $gateways = @($network.gateways | Where-Object { $_ })
     $dns = @($network.dns | Where-Object { $_ })
     $metric = $network.metric
-    $vSwitch = Get-VMSwitch | Where-Object { [string]$_.Id -eq $id }
+    # the guard began before there was an id, and when no switch had the name
+    $vSwitch = Get-VMSwitch | Where-Object { if ($id) { [string]$_.Id -eq $id } else { -not $existed -and [string]$_.SwitchType -eq $result.type -and $_.Name.Equals($result.switch, 'OrdinalIgnoreCase') } } | Select-Object -First 1
+    $id = [string]$vSwitch.Id
     if ($null -eq $vSwitch -or ($existed -and [bool]$vSwitch.AllowManagementOS -eq $shared)) { return }
     $nics = @(Get-VMNetworkAdapter -All | Where-Object { [string]$_.SwitchId -eq $id })
     if ($existed) { Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $shared }
@@ -300,7 +336,9 @@ await hostCommand(
       type: 'boolean',
       describe: 'The host uses an external switch too [default: true for a new one, else as it is]',
     },
+    ...guardOptions,
     dryRun,
   },
-  createSwitch,
+  (options: Omit<CreateSwitchOptions, 'revertAfter'> & { revertAfter?: string }, ps) =>
+    createSwitch(readGuard(options), ps),
 )

@@ -296,9 +296,8 @@ function change(
       $clock = [Diagnostics.Stopwatch]::StartNew()
       while (($lost = @(lost)).Count -gt 0 -and $clock.Elapsed.TotalSeconds -lt [Math]::Min(15, $seconds / 2)) { Start-Sleep -Milliseconds 250 }
       if ($lost.Count -gt 0) {
-        $why = "as $($lost -join ' and ') after it"
-        try { revert "$stem.ps1" } catch { throw "Cannot keep the change of $($subject), $why, and cannot take it back: $($_.Exception.Message) The host tries again when it starts. Run: Get-ScheduledTask -TaskName $(quoted $task)" }
-        throw "Cannot keep the change of $($subject): $($lost -join ' and ') after it, so it was taken back. Mend that, or do without the test. Run again with: --no-guard"
+        try { revert "$stem.ps1" } catch { throw "Cannot keep the change of $($subject), nor take it back: after it $($lost -join ', '), and then: $($_.Exception.Message). The host tries again when it starts, or run: Start-ScheduledTask -TaskName $(quoted $task)" }
+        throw "Cannot keep the change of $($subject), and took it back: after it $($lost -join ', '). Mend that, or do without the test. Run again with: --no-guard"
       }
     }
     '{"result":' + $answer + ',"armed":' + (ConvertTo-Json $armed) + ',"told":' + (ConvertTo-Json -Compress -InputObject @($told)) + '}'`

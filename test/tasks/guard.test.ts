@@ -205,8 +205,9 @@ test('takes the change back at once when a probe does not answer after it', asyn
   }
   const probe = [`127.0.0.1:${port}`]
   await assert.rejects(off({ probe, revertAfter: 5 }), {
-    message: `Cannot keep the change of the external switch: 127.0.0.1:${port} does not answer ` +
-      'after it, so it was taken back. Mend that, or do without the test. Run again with: --no-guard',
+    message: 'Cannot keep the change of the external switch, and took it back: after it ' +
+      `127.0.0.1:${port} does not answer. Mend that, or do without the test. ` +
+      'Run again with: --no-guard',
   })
   assert.equal(await shared(), true)
   assert.deepEqual(await traces(), [])
