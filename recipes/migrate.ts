@@ -10,6 +10,7 @@ import { inspectDisk } from '../tasks/convert-disk.ts'
 import { parseMemory } from '../tasks/create-vm.ts'
 import { inspectVm, listVms } from '../tasks/inspect-vm.ts'
 import type { StartVmResult } from '../tasks/start-vm.ts'
+import { guardOptions, readGuard } from '../tasks/guard.ts'
 import { commandLine, dryRun, type Option, parseHost, type PowerShell } from '../tasks/task.ts'
 import { beginBundle, BUNDLE, bundleState, finishBundle, removeBundle } from './run/bundle.ts'
 import { freeSpace, type Host, openHost } from './run/host.ts'
@@ -443,6 +444,7 @@ const options: Record<string, Option> = {
   external: { type: 'string', describe: 'External switch to attach to', example: '桥接' },
   adapter: { type: 'string', describe: 'Network adapter of the external switch', example: 'Wi-Fi' },
   share: { type: 'boolean', describe: 'Whether the host goes on using that adapter' },
+  ...guardOptions,
   internal: { type: 'string', describe: 'Internal switch to attach to', example: 'Static-NAT' },
   hostIp: {
     type: 'string',
@@ -465,7 +467,9 @@ const options: Record<string, Option> = {
   json: { type: 'boolean', describe: 'One JSON object a line, for programs' },
 }
 
-const given = await commandLine<MigrateOptions & { yes?: boolean; json?: boolean }>(
+const given = await commandLine<
+  Omit<MigrateOptions, 'revertAfter'> & { revertAfter?: string; yes?: boolean; json?: boolean }
+>(
   import.meta,
   'Move a VirtualBox VM to Hyper-V',
   options,
@@ -474,7 +478,7 @@ if (given) {
   const { yes, json, ...options } = given
   const { screen, live, person } = terminal(json)
   try {
-    await migrate(options, {
+    await migrate(readGuard(options), {
       screen,
       live,
       signal: stopSignal(),

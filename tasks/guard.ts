@@ -77,13 +77,7 @@ export async function guarded<R extends { changed: boolean; notes: string[] }>(
   dryRun: boolean,
   ps: PowerShell,
 ): Promise<R> {
-  if (!Number.isInteger(revertAfter) || revertAfter < 5 || revertAfter > 3600) {
-    throw new RangeError(
-      `Cannot take the change back after ${revertAfter} s: it is 5 to 3600 whole seconds. ` +
-        'Example: --revert-after 60s',
-    )
-  }
-  for (const target of probe) checkProbe(target)
+  checkGuard({ revertAfter, probe })
   if (dryRun || !guard) return await run(ps, dryRun)
   const token = randomBytes(6).toString('hex')
   const asking = await recorded((ps) => run(ps, true))
@@ -119,6 +113,16 @@ export async function guarded<R extends { changed: boolean; notes: string[] }>(
     )
   }
   return { ...result, notes: [...told, ...result.notes] }
+}
+
+function checkGuard({ revertAfter = 60, probe = [] }: GuardOptions): void {
+  if (!Number.isInteger(revertAfter) || revertAfter < 5 || revertAfter > 3600) {
+    throw new RangeError(
+      `Cannot take the change back after ${revertAfter} s: it is 5 to 3600 whole seconds. ` +
+        'Example: --revert-after 60s',
+    )
+  }
+  for (const target of probe) checkProbe(target)
 }
 
 function checkProbe(target: string): void {

@@ -4,6 +4,7 @@ import { createHash } from 'node:crypto'
 import { basename, join } from 'node:path'
 import type { CheckHostResult } from '../../tasks/check-host.ts'
 import type { DiskDescription } from '../../tasks/convert-disk.ts'
+import type { GuardOptions } from '../../tasks/guard.ts'
 import type { VmDescription } from '../../tasks/inspect-vm.ts'
 import { joinHost } from './host.ts'
 import type { Call, StepResult } from './steps.ts'
@@ -11,7 +12,7 @@ import type { Call, StepResult } from './steps.ts'
 export type { StepResult }
 
 /** What a person asked for beside the source. Whatever is left out comes from the source. */
-export interface Wishes {
+export interface Wishes extends GuardOptions {
   /** The VM's name on Hyper-V. */
   name?: string | undefined
   cpus?: number | undefined
@@ -135,6 +136,12 @@ export function makePlan(
   refusals.push(...refuseSource(vm, disks), ...refuseWishes(wishes))
 
   const local = target.kind !== 'bundle'
+  if (!local && (wishes.revertAfter ?? wishes.probe) !== undefined) {
+    refusals.push(
+      'Cannot guard what a bundle will change: nobody would confirm it there. ' +
+        'Run again without --revert-after and --probe',
+    )
+  }
   const steps: Step[] = []
   const add = (step: Step) => {
     steps.push(step)
@@ -225,7 +232,7 @@ export function makePlan(
       options: {
         switch: wishes.external,
         type: 'external',
-        ...pick(wishes, 'adapter', 'share'),
+        ...pick(wishes, 'adapter', 'share', 'guard', 'revertAfter', 'probe'),
       },
     }))
   }
@@ -451,7 +458,8 @@ function refuseSource(vm: VmDescription, disks: Disks): string[] {
 }
 
 function refuseWishes(wishes: Wishes): string[] {
-  const { external, adapter, share, internal, hostIp, nat, guestIp } = wishes
+  const { external, adapter, share, guard, revertAfter, probe, internal, hostIp, nat, guestIp } =
+    wishes
   const refusals: string[] = []
   const alone = (option: string, needed: string) =>
     refusals.push(
@@ -459,6 +467,9 @@ function refuseWishes(wishes: Wishes): string[] {
     )
   if (external === undefined && adapter !== undefined) alone('--adapter', '--external')
   if (external === undefined && share !== undefined) alone('--share', '--external')
+  if (external === undefined && guard !== undefined) alone('--guard', '--external')
+  if (external === undefined && revertAfter !== undefined) alone('--revert-after', '--external')
+  if (external === undefined && probe !== undefined) alone('--probe', '--external')
   if (internal === undefined && hostIp !== undefined) alone('--host-ip', '--internal')
   if (hostIp === undefined && nat !== undefined) alone('--nat', '--host-ip')
   if (hostIp === undefined && guestIp !== undefined) alone('--guest-ip', '--host-ip')
