@@ -302,6 +302,75 @@ async function share(
   return JSON.parse(stdout) as ToggleShareResult
 }
 
+export interface ShareShortcutsOptions {
+  /** Name of the external switch. */
+  switch: string
+  /** The command that toggles, without `on` or `off`. @default this file and what runs it */
+  command?: readonly string[] | undefined
+}
+
+/**
+ * Makes two shortcuts on the desktop, `toggle-share on NAME` and `toggle-share off NAME`, which ask
+ * for administrator's rights; the window stays open where they fail. Answers with their paths.
+ *
+ * Assumed, as no test machine has it: WScript.Shell keeps ASCII only, so the command is base64 and
+ * the file is renamed to its name; and bit 0x20 of byte 21 of a .lnk is "run as administrator".
+ */
+export async function makeShareShortcuts(
+  { switch: name, command }: ShareShortcutsOptions,
+  ps = powershell,
+): Promise<string[]> {
+  checkName(name)
+  if (command === undefined && process.platform !== 'win32') {
+    throw new Error(
+      'Cannot make shortcuts: they are for the desktop of the Windows that runs this, and this is ' +
+        `${process.platform}. Run it there, in PowerShell`,
+    )
+  }
+  if (name.includes('"')) {
+    throw new TypeError(
+      `Cannot make shortcuts for the switch ${
+        JSON.stringify(name)
+      }: Windows cannot give a program ` +
+        'a name with a quotation mark. Run: Rename-VMSwitch',
+    )
+  }
+  const runtime = 'Deno' in globalThis ? ['run', '-A'] : []
+  const { stdout } = await ps`
+    $name = ${name}
+    $command = ${command ?? [process.execPath, ...runtime, import.meta.filename]}
+    function quoted($text) { "'" + [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent($text) + "'" }
+    foreach ($file in @($command[0], $command[-1])) {
+      if (-not [IO.File]::Exists($file)) { throw "Cannot make shortcuts: the file ""$file"" is not on this host. Run it at the host itself" }
+    }
+    $shell = New-Object -ComObject WScript.Shell
+    $desktop = $shell.SpecialFolders.Item('Desktop')
+    $plain = -join ($name.ToCharArray() | ForEach-Object { if ($_ -in [IO.Path]::GetInvalidFileNameChars() -or '<>:"/|?*'.IndexOf($_) -ge 0 -or [int]$_ -eq 92) { '_' } else { $_ } })
+    $paths = @(foreach ($state in 'on', 'off') {
+      $words = @($command | ForEach-Object { quoted $_ }) + $state + '--switch' + (quoted $name)
+      $script = '& ' + ($words -join ' ') + '; if ($LASTEXITCODE) { pause }'
+      $aside = [IO.Path]::Combine($desktop, "toggle-share-$PID.lnk")
+      $link = $shell.CreateShortcut($aside)
+      $link.TargetPath = 'powershell.exe'
+      $link.Arguments = '-NoProfile -ExecutionPolicy Bypass -EncodedCommand ' + [Convert]::ToBase64String([Text.Encoding]::Unicode.GetBytes($script))
+      $link.Save()
+      $bytes = [IO.File]::ReadAllBytes($aside)
+      $bytes[21] = $bytes[21] -bor 0x20
+      [IO.File]::WriteAllBytes($aside, $bytes)
+      $path = [IO.Path]::Combine($desktop, "toggle-share $state $plain.lnk")
+      [IO.File]::Delete($path)
+      [IO.File]::Move($aside, $path)
+      $path
+    })
+    ConvertTo-Json -Compress -InputObject $paths`
+  return JSON.parse(stdout) as string[]
+}
+
+type Command = Omit<ToggleShareOptions, 'revertAfter'> & {
+  revertAfter?: string
+  shortcut?: boolean
+}
+
 /** What `status` says to people. */
 function say({ switch: name, shared, before: { network } }: ToggleShareResult): string {
   const has = [...network?.addresses ?? [], ...network?.leased ?? []].join(', ')
@@ -327,12 +396,15 @@ await hostCommand(
       describe: 'The switch’s name [default: the only external one]',
       example: '桥接',
     },
+    shortcut: { type: 'boolean', describe: 'Make shortcuts for on and off on the desktop too' },
     ...guardOptions,
     dryRun,
   },
-  async (options: Omit<ToggleShareOptions, 'revertAfter'> & { revertAfter?: string }, ps) => {
+  async (given: Command, ps) => {
+    const { shortcut, ...options } = given
     const result = await toggleShare(readGuard(options), ps)
     if (options.state === 'status') process.stderr.write(`${say(result)}\n`)
-    return result
+    if (!shortcut || options.dryRun) return result
+    return { ...result, shortcuts: await makeShareShortcuts(result, ps) }
   },
 )

@@ -1,8 +1,14 @@
 import fs from 'fs-extra'
 import assert from 'node:assert/strict'
 import { join } from 'node:path'
+import process from 'node:process'
 import { suite } from 'uvu'
-import { toggleShare, type ToggleShareOptions, undoToggleShare } from '../../tasks/toggle-share.ts'
+import {
+  makeShareShortcuts,
+  toggleShare,
+  type ToggleShareOptions,
+  undoToggleShare,
+} from '../../tasks/toggle-share.ts'
 import { needs } from '../needs.ts'
 import { runTask } from '../run-task.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
@@ -344,6 +350,61 @@ test('refuses to remove more of the host’s adapters than it can put back', asy
       'Remove-VMNetworkAdapter for all but one',
   })
   assert.equal(await host.text(), text)
+})
+
+test('makes shortcuts that run the command as administrator', async () => {
+  const desktop = join(host.dir, 'Desktop')
+  await fs.ensureDir(desktop)
+  // COM is Windows' own; what is asked of it goes into the file that it would write
+  await given`
+    $desktop = ${desktop}
+    $global:desktop = $desktop
+    function global:New-Object {
+      param([string]$TypeName, [object[]]$ArgumentList, [string]$ComObject)
+      if (-not $ComObject) { return Microsoft.PowerShell.Utility\\New-Object $TypeName $ArgumentList }
+      if ($ComObject -ne 'WScript.Shell') { throw "There is no $ComObject" }
+      $folders = [pscustomobject]@{} | Add-Member -PassThru ScriptMethod Item { if ($args[0] -eq 'Desktop') { $global:desktop } }
+      [pscustomobject]@{ SpecialFolders = $folders } | Add-Member -PassThru ScriptMethod CreateShortcut {
+        [pscustomobject]@{ Path = $args[0]; TargetPath = ''; Arguments = '' } | Add-Member -PassThru ScriptMethod Save {
+          if ($this.Path + $this.TargetPath + $this.Arguments -match '[^ -~]') { throw 'Unable to save shortcut' }
+          [IO.File]::WriteAllText($this.Path, ('-' * 21) + [char]1 + $this.TargetPath + ' ' + $this.Arguments)
+        }
+      }
+    }`
+  try {
+    const command = [process.execPath, '-A', import.meta.filename as string]
+    const name = 'Bob’s; $(calc) 桥接: 50%'
+    const paths = await makeShareShortcuts({ switch: name, command }, host.ps)
+    const again = await makeShareShortcuts({ switch: name, command }, host.ps)
+    assert.deepEqual(again, paths)
+    assert.deepEqual(
+      paths,
+      ['on', 'off'].map((state) =>
+        join(desktop, `toggle-share ${state} Bob’s; $(calc) 桥接_ 50%.lnk`)
+      ),
+    )
+    assert.deepEqual((await fs.readdir(desktop)).length, 2)
+    const text = await fs.readFile(String(paths[1]), 'latin1')
+    assert.equal(text.charCodeAt(21), 0x21)
+    const [, target, base64 = ''] = /^.{22}(\S+) .* -EncodedCommand (\S+)$/s.exec(text) ?? []
+    assert.equal(target, 'powershell.exe')
+    assert.equal(
+      Buffer.from(base64, 'base64').toString('utf16le'),
+      `& '${command[0]}' '-A' '${command[2]}' off --switch 'Bob’’s; $(calc) 桥接: 50%'; ` +
+        'if ($LASTEXITCODE) { pause }',
+    )
+    const absent = { switch: name, command: [process.execPath, 'C:\\kit\\toggle-share.ts'] }
+    await assert.rejects(makeShareShortcuts(absent, host.ps), {
+      message: 'Cannot make shortcuts: the file "C:\\kit\\toggle-share.ts" is not on this host. ' +
+        'Run it at the host itself',
+    })
+  } finally {
+    await given`Remove-Item Function:/New-Object`
+  }
+  await assert.rejects(makeShareShortcuts({ switch: 'a"b', command: ['x'] }, host.ps), {
+    message: 'Cannot make shortcuts for the switch "a\\"b": Windows cannot give a program a name ' +
+      'with a quotation mark. Run: Rename-VMSwitch',
+  })
 })
 
 test('runs from the command line', async () => {
