@@ -67,7 +67,7 @@ export function readGuard<T extends { revertAfter?: string | undefined }>(
 /**
  * Does what the task does, under the guard. Notes say what earlier guards had to take back.
  *
- * What is tested on the host, for 15 seconds and half of `revertAfter` at most: every default gateway
+ * What is tested on the host, until three quarters of `revertAfter` are over at most: every default gateway
  * that answered before answers, on whichever adapter, and the DNS servers are there again. Where the
  * answer's `shared` says that the host gives its adapter up, this holds for its other adapters.
  */
@@ -281,6 +281,7 @@ function change(
         '}'
         $reverting
       )
+      $clock = [Diagnostics.Stopwatch]::StartNew()
       # with a mark, without which 5.1 takes a file for ANSI
       [IO.File]::WriteAllText("$stem.ps1", ($lines -join [char]10), (New-Object Text.UTF8Encoding $true))
       [IO.File]::WriteAllText("$stem.armed", '')
@@ -293,12 +294,11 @@ function change(
       } catch {
         # the change put back what it did; the guard's own trace goes too
         [IO.File]::Delete("$stem.armed")
-        Get-ScheduledTask | Where-Object TaskName -eq $task | Unregister-ScheduledTask -Confirm:$false
+        Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue | Unregister-ScheduledTask -Confirm:$false
         [IO.File]::Delete("$stem.ps1")
         throw
       }
-      $clock = [Diagnostics.Stopwatch]::StartNew()
-      while (($lost = @(lost)).Count -gt 0 -and $clock.Elapsed.TotalSeconds -lt [Math]::Min(15, $seconds / 2)) { Start-Sleep -Milliseconds 250 }
+      while (($lost = @(lost)).Count -gt 0 -and $clock.Elapsed.TotalSeconds -lt 0.75 * $seconds) { Start-Sleep -Milliseconds 250 }
       if ($lost.Count -gt 0) {
         try { revert "$stem.ps1" } catch { throw "Cannot keep the change of $($subject), nor take it back: after it $($lost -join ', '), and then: $($_.Exception.Message). The host tries again when it starts, or run: Start-ScheduledTask -TaskName $(quoted $task)" }
         throw "Cannot keep the change of $($subject), and took it back: after it $($lost -join ', '). Mend that, or do without the test. Run again with: --no-guard"
@@ -313,7 +313,7 @@ async function confirm(ps: PowerShell, token: string): Promise<boolean> {
     $token = ${token}
     $stem = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv', "guard-$token")
     try { [IO.File]::Move("$stem.armed", "$stem.confirmed") } catch [IO.FileNotFoundException] { 'false'; return }
-    Get-ScheduledTask | Where-Object TaskName -eq "vbox-to-hyperv guard $token" | ForEach-Object {
+    Get-ScheduledTask -TaskName "vbox-to-hyperv guard $token" -ErrorAction SilentlyContinue | ForEach-Object {
       Stop-ScheduledTask -InputObject $_
       Unregister-ScheduledTask -InputObject $_ -Confirm:$false
     }
@@ -363,7 +363,7 @@ if ($hold) {
   # the next start of Windows tries again
   if ($failure) { throw $failure }
 }
-Get-ScheduledTask | Where-Object TaskName -eq "vbox-to-hyperv guard $token" | Unregister-ScheduledTask -Confirm:$false
+Get-ScheduledTask -TaskName "vbox-to-hyperv guard $token" -ErrorAction SilentlyContinue | Unregister-ScheduledTask -Confirm:$false
 [IO.File]::Delete("$stem.claimed")
 [IO.File]::Delete("$stem.ps1")
 `

@@ -39,6 +39,8 @@ const switches = async () => {
 
 making.before(async () => {
   host = await simulatedHost()
+  // what guards do by themselves is tested in guard.test.ts
+  await host.change((state) => state.host.tasksHeld = true)
   seed = await host.text()
   const { stdout } = await host.ps`
     ConvertTo-Json -Compress @(Get-NetAdapter | ForEach-Object { @{ name = $_.Name; description = $_.InterfaceDescription } })`

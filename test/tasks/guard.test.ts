@@ -28,9 +28,13 @@ const test = needs(guard, 'pwsh')
 let host: SimulatedHost
 let seed: string
 
+/** Whether tasks that start do nothing: each is a process, and most tests need none. */
+const hold = (tasksHeld: boolean) => host.change((state) => state.host.tasksHeld = tasksHeld)
+
 guard.before(async () => {
   host = await simulatedHost()
   await host.ps`$null = New-VMSwitch -Name 桥接 -NetAdapterName Wi-Fi -AllowManagementOS $true`
+  await hold(true)
   seed = await host.text()
 })
 guard.before.each(async () => {
@@ -78,11 +82,6 @@ const pass = async (seconds: number) => {
   assert.notEqual(past, text)
   await fs.writeFile(file, past)
 }
-const kill = async () => {
-  const [{ process: pid }] = (await host.state()).tasks
-  process.kill(pid, 'SIGKILL')
-  await until(async () => !(await execute('ps', ['-A', '-o', 'pid='])).stdout.match(`\\b${pid}\\b`))
-}
 const TAKEN_BACK =
   /^At \d{4}-\d\d-\d\d \d\d:\d\d:\d\d the host took back the change of the external switch, which nobody confirmed$/
 
@@ -107,10 +106,10 @@ test('tells the host to act for SYSTEM, on batteries, late, and when it starts',
   assert.deepEqual(settings, { batteries: true, startWhenAvailable: true })
   assert.deepEqual(triggers.map(({ kind }: { kind: string }) => kind), ['Once', 'Startup'])
   assert.match(action.argument, /guard-[\da-f]{12}\.ps1'\)\)\)"$/)
-  await kill()
 })
 
 test('pain 18: takes the change back when the kit is killed before it confirms', async () => {
+  await hold(false)
   // nothing listens there, so the kit is still testing when it is killed
   const args = ['off', '--revert-after', '5s', '--probe', '127.0.0.1:9']
   const runtime = 'Deno' in globalThis ? ['run', '-A'] : []
@@ -133,21 +132,15 @@ test('pain 18: takes the change back when the kit is killed before it confirms',
 needs(guard, 'pwsh', 'sshd')(
   'pain 18: takes the change back when it cuts the SSH session that asked for it',
   async () => {
+    await hold(false)
     await host.change((state) => state.session = '10.20.30.40')
     const ssh = await sshHost({
       ...host.env,
       SSH_CONNECTION: '10.20.9.9 50123 10.20.30.40 22',
     })
     try {
-      const run = (...args: string[]) =>
-        runTask({ ...host, env: ssh.env }, 'toggle-share', 'off', '--host', ssh.url, ...args)
-      const refused = await run('--no-guard')
-      assert.equal(refused.code, 1)
-      assert.match(
-        refused.stderr,
-        /somebody is connected to the host by its address 10\.20\.30\.40/,
-      )
-      const cut = await run('--revert-after', '5s')
+      const args = ['off', '--host', ssh.url, '--revert-after', '5s']
+      const cut = await runTask({ ...host, env: ssh.env }, 'toggle-share', ...args)
       assert.equal(cut.code, 1)
       assert.match(
         cut.stderr,
@@ -164,17 +157,17 @@ needs(guard, 'pwsh', 'sshd')(
 test('pain 18: takes the change back when the host restarts before it is confirmed', async () => {
   await assert.rejects(off({ revertAfter: 3600 }, dying()), ConnectionError)
   assert.equal(await shared(), false)
-  await kill()
   await pass(-1e6)
+  await hold(false)
   await host.fire('Startup')
   await until(shared)
   await until(async () => (await traces()).length === 0)
 })
 
-test('takes the change back by the clock when what waited for that was ended', async () => {
+test('takes the change back by the clock when nothing waited for that', async () => {
   await assert.rejects(off({ revertAfter: 3600 }, dying()), ConnectionError)
-  await kill()
   await pass(3601)
+  await hold(false)
   await host.change((state) => state.host.onBattery = true)
   await host.fire('Once')
   await until(shared)
@@ -235,7 +228,6 @@ test('says so when the host has taken the change back before it could be confirm
 
 test('tells of a change that could not be taken back, and tries again', async () => {
   await assert.rejects(off({}, dying()), ConnectionError)
-  await kill()
   const fault = { id: 'OperationFailed', message: 'It is busy' }
   await host.change((state) => state.faults = [{ cmdlet: 'Set-VMSwitch', error: fault }])
   await assert.rejects(off(), /It is busy/)
@@ -275,7 +267,6 @@ test('has no syntax that Windows PowerShell 5.1 lacks, and keeps hostile names',
     return await host.ps(pieces, ...values)
   }
   await assert.rejects(off({ switch: name }, noted), ConnectionError)
-  await kill()
   const folder = join(String(host.env.ProgramData), 'vbox-to-hyperv')
   const [file = ''] = (await files()).filter((name) => name.endsWith('.ps1'))
   for (const [n, text] of scripts.entries()) {

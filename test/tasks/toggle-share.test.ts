@@ -270,6 +270,12 @@ test('pain 18: without the guard it cuts off nobody who is connected by this ada
       'again without: --no-guard',
   })
   assert.equal(await host.text(), text)
+  // who asks over SSH is connected too, whatever the list says
+  await host.change((state) => state.connections = [])
+  await given`$env:SSH_CONNECTION = '10.20.9.9 50123 10.20.30.40 22'`
+  await assert.rejects(toggle({ state: 'off' }), /by its address 10\.20\.30\.40 on it/)
+  await given`$env:SSH_CONNECTION = $null`
+  await host.change((state) => state.connections = JSON.parse(text).connections)
   // with a cable plugged in there is another way
   await host.change((state) => {
     const cable = state.adapters.find(({ name }: { name: string }) => name === 'Ethernet')
