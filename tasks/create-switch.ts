@@ -204,14 +204,14 @@ async function make(
         $before.network = settings $hostCard.InterfaceIndex
         if (-not $guard) {
           # whoever came by this adapter alone would be cut off, for seconds or for good
-          $own = @(Get-NetIPAddress | Where-Object InterfaceIndex -eq $hostCard.InterfaceIndex | ForEach-Object { [string]$_.IPAddress })
+          $own = @(Get-NetIPAddress | Where-Object InterfaceIndex -eq $hostCard.InterfaceIndex | ForEach-Object { ([string]$_.IPAddress).Split('%')[0] })
           $by = @(([string]$env:SSH_CONNECTION).Split(' ')[2]) + @(Get-NetTCPConnection | Where-Object { [string]$_.State -eq 'Established' -and $_.LocalPort -in 22, 3389 } | ForEach-Object { [string]$_.LocalAddress })
-          $cut = @($by | Where-Object { $_ -and $_ -in $own } | Select-Object -First 1)
+          $cut = @($by | Where-Object { $_ } | ForEach-Object { $_.Split('%')[0] } | Where-Object { $_ -in $own } | Select-Object -First 1)
           $inside = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { $port = $_; @(Get-VMSwitch | Where-Object { [string]$_.Id -eq [string]$port.SwitchId -and [string]$_.SwitchType -eq 'External' }).Count -eq 0 } | ForEach-Object { [string]$_.DeviceId })
           $outside = @(Get-NetAdapter | Where-Object { [string]$_.Status -eq 'Up' -and [string]$_.DeviceID -notin $inside -and $_.InterfaceIndex -ne $hostCard.InterfaceIndex } | ForEach-Object { $_.InterfaceIndex })
           $ways = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -in $outside -and [string]$_.IPAddress -notlike '169.254.*' -and [string]$_.AddressState -eq 'Preferred' })
           if ($cut.Count -gt 0 -and $ways.Count -eq 0) {
-            throw "Cannot change the switch ""$name"": somebody is connected to the host by its address $($cut[0]) on ""$($hostCard.Name)"", and there is no other way in. Run it at the host itself, or again without: --no-guard"
+            throw "Cannot change the switch ""$name"": somebody is connected to the host by its address $($cut[0]) on ""$($hostCard.Name)"", and there is no other way in. Run it at the host itself, or under the guard: without --no-guard, or from elsewhere with --host ssh://HOST"
           }
         }
         if (-not $shared) {

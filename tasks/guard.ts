@@ -240,6 +240,7 @@ function change(
       if ($windows) {
         $null = icacls $folder /setowner '*S-1-5-32-544'
         $null = icacls $folder /inheritance:r /grant:r '*S-1-5-18:(OI)(CI)F' '*S-1-5-32-544:(OI)(CI)F'
+        if ($LASTEXITCODE -ne 0) { throw "Cannot keep the folder ""$folder"" for administrators alone (icacls: exit code $LASTEXITCODE). Run: Remove-Item -Recurse -LiteralPath $(quoted $folder)" }
       }
     }
     # anybody may make a folder in ProgramData, so it may be another's

@@ -196,6 +196,7 @@ async function share(
         if ($windows) {
           $null = icacls $folder /setowner '*S-1-5-32-544'
           $null = icacls $folder /inheritance:r /grant:r '*S-1-5-18:(OI)(CI)F' '*S-1-5-32-544:(OI)(CI)F'
+          if ($LASTEXITCODE -ne 0) { throw "Cannot keep the folder ""$folder"" for administrators alone (icacls: exit code $LASTEXITCODE). Run: Remove-Item -Recurse -LiteralPath $(quoted $folder)" }
         }
       }
       if ($windows -and (Get-Acl -LiteralPath $folder).GetOwner([Security.Principal.SecurityIdentifier]).Value -notin 'S-1-5-32-544', 'S-1-5-18') {
@@ -253,7 +254,8 @@ async function share(
       if ($kept -and (plain $before.network) -and -not (plain $kept)) { $notes += "The settings that were kept when the switch ""$name"" was last taken off are not in use: it was shared again by other means. Run toggle-share off and then on to have them" }
     }
     if (-not $shared) {
-      $own = @(@($before.network.addresses) + @($before.network.leased) | Where-Object { $_ } | ForEach-Object { $_.Split('/')[0] })
+      $card = vEthernet $vSwitch
+      $own = @(Get-NetIPAddress | Where-Object { $card -and $_.InterfaceIndex -eq $card.InterfaceIndex } | ForEach-Object { ([string]$_.IPAddress).Split('%')[0] })
       # by another network adapter: not by a loopback, not by a switch that leads nowhere outside
       $inside = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { $port = $_; @($all | Where-Object { [string]$_.Id -eq [string]$port.SwitchId -and [string]$_.SwitchType -eq 'External' }).Count -eq 0 } | ForEach-Object { [string]$_.DeviceId })
       $outside = @(Get-NetAdapter | Where-Object { [string]$_.Status -eq 'Up' -and [string]$_.DeviceID -notin $inside } | ForEach-Object { $_.InterfaceIndex })
@@ -261,9 +263,9 @@ async function share(
       if ($was -and $ways.Count -eq 0) {
         $notes += "The host is offline while the switch ""$name"" is not shared: it has no other network adapter that is connected"
         $by = @(([string]$env:SSH_CONNECTION).Split(' ')[2]) + @(Get-NetTCPConnection | Where-Object { [string]$_.State -eq 'Established' -and $_.LocalPort -in 22, 3389 } | ForEach-Object { [string]$_.LocalAddress })
-        $cut = @($by | Where-Object { $_ -in $own } | Select-Object -First 1)
+        $cut = @($by | Where-Object { $_ } | ForEach-Object { $_.Split('%')[0] } | Where-Object { $_ -in $own } | Select-Object -First 1)
         if ($cut.Count -gt 0 -and -not $guard -and -not $result) {
-          throw "Cannot stop sharing the switch ""$name"": somebody is connected to the host by its address $($cut[0]) on it, and there is no other way in. Run it at the host itself, or again without: --no-guard"
+          throw "Cannot stop sharing the switch ""$name"": somebody is connected to the host by its address $($cut[0]) on it, and there is no other way in. Run it at the host itself, or under the guard: without --no-guard, or from elsewhere with --host ssh://HOST"
         }
       }
     }

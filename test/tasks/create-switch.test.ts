@@ -125,8 +125,8 @@ test('without the guard it cuts off nobody who is connected by this adapter alon
   const text = await host.text()
   await assert.rejects(createSwitch({ ...onWifi, guard: false }, host.ps), {
     message: 'Cannot change the switch "桥接": somebody is connected to the host by its address ' +
-      '10.20.30.40 on "Wi-Fi", and there is no other way in. Run it at the host itself, or again ' +
-      'without: --no-guard',
+      '10.20.30.40 on "Wi-Fi", and there is no other way in. Run it at the host itself, or under ' +
+      'the guard: without --no-guard, or from elsewhere with --host ssh://HOST',
   })
   assert.equal(await host.text(), text)
 })
