@@ -129,19 +129,17 @@ async function share(
       }
       throw "Cannot share the switch ""$($vSwitch.Name)"": the host's adapter on it did not appear within 30 seconds. Run: Get-NetAdapter -IncludeHidden"
     }
-    function settings($vSwitch) {
-      $port = @(ports $vSwitch)[0]
+    function settings($port, $card, $ips) {
       $kept = [ordered]@{ name = [string]$port.Name; mac = [string]$port.MacAddress; vlan = $null; dhcp = $true; leased = @(); addresses = @(); routes = @(); dns = @(); metric = $null; profile = $null }
       $vlan = Get-VMNetworkAdapterVlan -VMNetworkAdapter $port
       if ([string]$vlan.OperationMode -eq 'Access') { $kept.vlan = [ordered]@{ mode = 'Access'; id = [int]$vlan.AccessVlanId } }
       if ([string]$vlan.OperationMode -eq 'Trunk') { $kept.vlan = [ordered]@{ mode = 'Trunk'; id = [int]$vlan.NativeVlanId; allowed = [string]$vlan.AllowedVlanIdListString } }
-      $card = vEthernet $vSwitch
       $ip = Get-NetIPInterface -AddressFamily IPv4 | Where-Object { $card -and $_.InterfaceIndex -eq $card.InterfaceIndex }
       if (-not $ip) { return $kept }
       $index = $card.InterfaceIndex
       $kept.dhcp = [string]$ip.Dhcp -eq 'Enabled'
       if ([string]$ip.AutomaticMetric -eq 'Disabled') { $kept.metric = [int]$ip.InterfaceMetric }
-      foreach ($address in @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $index)) {
+      foreach ($address in @($ips | Where-Object { $_.InterfaceIndex -eq $index -and [string]$_.AddressFamily -eq 'IPv4' })) {
         $text = [string]$address.IPAddress + '/' + $address.PrefixLength
         if ([string]$address.PrefixOrigin -eq 'Manual') { $kept.addresses += $text } else { $kept.leased += $text }
       }
@@ -246,25 +244,29 @@ async function share(
     $notes = @()
     $before = [ordered]@{ shared = $was; network = $kept }
     if ($was) {
-      $ports = @(ports $vSwitch)
+      $every = @(Get-VMNetworkAdapter -ManagementOS)
+      $ports = @($every | Where-Object { [string]$_.SwitchId -eq [string]$vSwitch.Id })
       if (-not $shared -and $ports.Count -gt 1) {
         throw "Cannot stop sharing the switch ""$name"": the host has $($ports.Count) adapters on it, and all would be removed: $(@($ports | ForEach-Object { $_.Name }) -join ', '). Run: Get-VMNetworkAdapter -ManagementOS, and Remove-VMNetworkAdapter for all but one"
       }
-      $before.network = settings $vSwitch
+      $cards = @(Get-NetAdapter)
+      $card = $cards | Where-Object { [string]$_.DeviceID -eq [string]$ports[0].DeviceId } | Select-Object -First 1
+      $ips = @(Get-NetIPAddress)
+      $before.network = settings $ports[0] $card $ips
       if ($kept -and (plain $before.network) -and -not (plain $kept)) { $notes += "The settings that were kept when the switch ""$name"" was last taken off are not in use: it was shared again by other means. Run toggle-share off and then on to have them" }
     }
-    if (-not $shared) {
-      $card = vEthernet $vSwitch
-      $own = @(Get-NetIPAddress | Where-Object { $card -and $_.InterfaceIndex -eq $card.InterfaceIndex } | ForEach-Object { ([string]$_.IPAddress).Split('%')[0] })
+    if ($was -and -not $shared) {
+      $own = @($ips | Where-Object { $card -and $_.InterfaceIndex -eq $card.InterfaceIndex } | ForEach-Object { ([string]$_.IPAddress).Split('%')[0] })
       # by another network adapter: not by a loopback, not by a switch that leads nowhere outside
-      $inside = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { $port = $_; @($all | Where-Object { [string]$_.Id -eq [string]$port.SwitchId -and [string]$_.SwitchType -eq 'External' }).Count -eq 0 } | ForEach-Object { [string]$_.DeviceId })
-      $outside = @(Get-NetAdapter | Where-Object { [string]$_.Status -eq 'Up' -and [string]$_.DeviceID -notin $inside } | ForEach-Object { $_.InterfaceIndex })
-      $ways = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -in $outside -and [string]$_.IPAddress -notin $own -and [string]$_.IPAddress -notlike '169.254.*' -and [string]$_.AddressState -eq 'Preferred' })
-      if ($was -and $ways.Count -eq 0) {
+      $inside = @($every | Where-Object { $port = $_; @($all | Where-Object { [string]$_.Id -eq [string]$port.SwitchId -and [string]$_.SwitchType -eq 'External' }).Count -eq 0 } | ForEach-Object { [string]$_.DeviceId })
+      $outside = @($cards | Where-Object { [string]$_.Status -eq 'Up' -and [string]$_.DeviceID -notin $inside } | ForEach-Object { $_.InterfaceIndex })
+      $ways = @($ips | Where-Object { $_.InterfaceIndex -in $outside -and [string]$_.AddressFamily -eq 'IPv4' -and [string]$_.IPAddress -notin $own -and [string]$_.IPAddress -notlike '169.254.*' -and [string]$_.AddressState -eq 'Preferred' })
+      if ($ways.Count -eq 0) {
         $notes += "The host is offline while the switch ""$name"" is not shared: it has no other network adapter that is connected"
-        $by = @(([string]$env:SSH_CONNECTION).Split(' ')[2]) + @(Get-NetTCPConnection | Where-Object { [string]$_.State -eq 'Established' -and $_.LocalPort -in 22, 3389 } | ForEach-Object { [string]$_.LocalAddress })
+        $by = @()
+        if (-not $guard -and -not $result) { $by = @(([string]$env:SSH_CONNECTION).Split(' ')[2]) + @(Get-NetTCPConnection | Where-Object { [string]$_.State -eq 'Established' -and $_.LocalPort -in 22, 3389 } | ForEach-Object { [string]$_.LocalAddress }) }
         $cut = @($by | Where-Object { $_ } | ForEach-Object { $_.Split('%')[0] } | Where-Object { $_ -in $own } | Select-Object -First 1)
-        if ($cut.Count -gt 0 -and -not $guard -and -not $result) {
+        if ($cut.Count -gt 0) {
           throw "Cannot stop sharing the switch ""$name"": somebody is connected to the host by its address $($cut[0]) on it, and there is no other way in. Run it at the host itself, or under the guard: without --no-guard, or from elsewhere with --host ssh://HOST"
         }
       }
