@@ -20,7 +20,7 @@ import { writeVdi } from './convert-disk/vdi.ts'
 import { MAX_VHD, writeVhd } from './convert-disk/vhd.ts'
 import { chooseBlockSize, MAX_VHDX, writeVhdx } from './convert-disk/vhdx.ts'
 import { clearSparse, isOnWindows, refuseVolume } from './convert-disk/volume.ts'
-import { command, dryRun, type PowerShell, powershell } from './task.ts'
+import { command, ConnectionError, dryRun, type PowerShell, powershell } from './task.ts'
 
 export type Format = 'vhdx' | 'vhd' | 'vdi' | 'raw'
 
@@ -152,7 +152,20 @@ export async function convertDisk(
     const whole = type === 'fixed' && (format !== 'raw' || process.platform === 'win32')
     const most = 24 * MB + (whole ? virtualSize : Math.min(blocks, virtualSize))
     await refuseSpace(path, most)
-    if (ps) warnings.push(...await refuseVolume({ path, folder, most }, ps))
+    let asked = ps
+    try {
+      if (ps) warnings.push(...await refuseVolume({ path, folder, most }, ps))
+    } catch (error) {
+      // a PowerShell that cannot run is no reason to be without the disk
+      if (!(error instanceof ConnectionError)) throw error
+      asked = undefined
+      warnings.push(
+        `Nobody looked whether the files in "${
+          printable(folder)
+        }" are sparse, compressed or encrypted, ` +
+          `which Hyper-V refuses (0xC03A001A): ${error.message}`,
+      )
+    }
     const { format: sourceFormat, variant, identifier, chain } = image
     const result = {
       changed: true,
@@ -174,7 +187,7 @@ export async function convertDisk(
     if (options.dryRun) return { ...result, fileSize: most }
     const blockSize = block?.blockSize
     const wanted = { ...options, format, type, path, virtualSize, blockSize }
-    const written = await write(source, wanted, ps)
+    const written = await write(source, wanted, asked)
     return { ...result, ...written }
   } finally {
     await source.close()

@@ -3,11 +3,12 @@ import { type BigIntStats, constants, readdirSync, readFileSync, readlinkSync } 
 import { type FileHandle, open, realpath, rm, stat } from 'node:fs/promises'
 import process from 'node:process'
 import { Readable } from 'node:stream'
+import { setTimeout } from 'node:timers/promises'
 import { createGunzip } from 'node:zlib'
 import { type Bytes, ImageError, MB, printable } from './image.ts'
 
 export class Files {
-  #files: { path: string; file: FileHandle; stat: BigIntStats }[] = []
+  #files: { path: string; file: FileHandle; stat: BigIntStats; alone: boolean }[] = []
   #inflated: { path: string; file: FileHandle }[] = []
 
   /** Opens a file to read. */
@@ -26,9 +27,11 @@ export class Files {
     if (!(await stat(path).catch(explain)).isFile()) {
       throw new Error(`Cannot read "${printable(path)}": it is no file. Name a disk image`)
     }
+    // on Windows this very file would be one that is open
+    const alone = process.platform !== 'win32' || await this.has(path) || await isAlone(path)
     const file = await open(path, 'r').catch(explain)
     const found = await file.stat({ bigint: true })
-    this.#files.push({ path, file, stat: found })
+    this.#files.push({ path, file, stat: found, alone })
     return fileBytes(path, file, Number(found.size))
   }
 
@@ -70,10 +73,10 @@ export class Files {
     this.#inflated.push(...other.#inflated.splice(0))
   }
 
-  /** Rejects when a program has a file open for writing, as a running VM has its disks. */
+  /** Rejects when a program had a file open for writing, as a running VM has its disks. */
   async refuseInUse(): Promise<void> {
-    for (const { path } of this.#files) {
-      const user = await writerOf(path)
+    for (const { path, alone } of this.#files) {
+      const user = alone ? await writerOf(path) : 'another program'
       if (user === undefined) continue
       throw new Error(
         `Cannot convert "${printable(path)}": ${user} has it open for writing. ` +
@@ -137,23 +140,26 @@ async function writerOf(path: string): Promise<string | undefined> {
   if (lock?.isDirectory()) {
     return `VMware (it keeps "${printable(path)}.lck"; remove that when no VMware runs)`
   }
-  if (process.platform === 'win32') return await isShared(path) ? undefined : 'another program'
   if (process.platform === 'linux') return findWriter(await realpath(path))
 }
 
 /**
- * Whether the file could be had alone for a moment, for reading. VirtualBox opens a disk so that others
- * may read it, which would pass for a disk at rest.
+ * Whether nobody else has the file open. VirtualBox opens a disk so that others may read it, which would
+ * pass for a disk at rest; a scanner or a backup has it for a moment only.
  * Source: libuv, UV_FS_O_EXLOCK ("dwShareMode = 0"). Deno does not know the flag, and says so by EINVAL or not at all.
  */
-async function isShared(path: string): Promise<boolean> {
+async function isAlone(path: string): Promise<boolean> {
   const UV_FS_O_EXLOCK = 0x10000000
-  try {
-    const file = await open(path, constants.O_RDONLY | UV_FS_O_EXLOCK)
-    await file.close()
-    return true
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code !== 'EBUSY'
+  for (let tries = 5;; tries--) {
+    try {
+      const file = await open(path, constants.O_RDONLY | UV_FS_O_EXLOCK)
+      await file.close()
+      return true
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EBUSY') return true // opening says why
+      if (tries === 1) return false
+      await setTimeout(200)
+    }
   }
 }
 

@@ -92,9 +92,11 @@ async function syncFolder(folder: string): Promise<void> {
   await file.sync().finally(() => file.close())
 }
 
-/** Removes the folders that were made, from `folder` up to `last`, as far as they are empty. */
-async function removeFolders(folder: string, last: string): Promise<void> {
-  for (let at = folder; at.length >= last.length; at = dirname(at)) {
+/** Removes the folders that were made, from `folder` up to the first, as far as they are empty. */
+async function removeFolders(folder: string, made: string): Promise<void> {
+  // on Windows mkdir says \\?\C:\..., and \\?\UNC\... of a share
+  const last = made.replace(/^\\\\\?\\(UNC(?=\\))?/, (_, share) => share ? '\\' : '')
+  for (let at = resolve(folder); at.length >= last.length; at = dirname(at)) {
     if (!await rmdir(at).then(() => true, () => false)) return
   }
 }

@@ -2,7 +2,7 @@ import { deepEqual, equal, match, ok, rejects } from 'node:assert/strict'
 import { execFile } from 'node:child_process'
 import fs from 'fs-extra'
 import { tmpdir } from 'node:os'
-import { join, resolve } from 'node:path'
+import { delimiter, join, resolve } from 'node:path'
 import process from 'node:process'
 import { suite } from 'uvu'
 import {
@@ -12,7 +12,7 @@ import {
   inspectDisk,
   undoConvertDisk,
 } from '../../tasks/convert-disk.ts'
-import { disk, gptDisk, manifest, MB, ovf, tar, vdi, vmdk } from './convert-disk/images.ts'
+import { disk, gptDisk, manifest, MB, ovf, tar, vdi, vmdk, warned } from './convert-disk/images.ts'
 
 interface Context {
   dir: string
@@ -153,8 +153,13 @@ converts('never replaces a file without force, and only in the end with it', asy
 converts('refuses to write over its source, by whatever name', async ({ dir, file }) => {
   const from = await file('a.vdi', vdi(small))
   await fs.link(from, join(dir, 'hard.vhdx'))
-  await fs.symlink(from, join(dir, 'soft.vhdx'))
-  for (const to of [from, join(dir, 'hard.vhdx'), join(dir, 'soft.vhdx')]) {
+  const names = [from, join(dir, 'hard.vhdx')]
+  // on Windows one needs a right to make them
+  if (process.platform !== 'win32') {
+    names.push(join(dir, 'soft.vhdx'))
+    await fs.symlink(from, join(dir, 'soft.vhdx'))
+  }
+  for (const to of names) {
     const options = { from, to, format: 'vhdx' as const, force: true }
     await rejects(convertDisk(options), /to itself/)
   }
@@ -191,8 +196,11 @@ converts('refuses a source that changes while it is read', async ({ dir, file })
     from,
     to: join(dir, 'a.vhdx'),
     onProgress: () => {
-      if (!changed) fs.writeSync(fs.openSync(from, 'r+'), 'x', 0)
+      if (changed) return
       changed = true
+      const other = fs.openSync(from, 'r+')
+      fs.writeSync(other, 'x', 0)
+      fs.closeSync(other)
     },
   })
   await rejects(converting, /it was changed while it was read. Shut the VM down and run again$/)
@@ -246,9 +254,11 @@ converts('says when there is no room, before it begins', async ({ dir, file }) =
 })
 
 converts('takes names that scripts would trip over', async ({ dir, file, bytes }) => {
-  const name = `-Bob’s "VM"; $(calc) \`x\` 桥接`
+  // Windows takes neither in a name
+  const [quote, newline] = process.platform === 'win32' ? ['', ''] : ['"', '\n']
+  const name = `-Bob’s ${quote}VM${quote}; $(calc) \`x\` 桥接`
   const from = await file(`${name}.vdi`, vdi(small))
-  const to = join(dir, `${name}\n.vhdx`)
+  const to = join(dir, `${name}${newline}.vhdx`)
   await convertDisk({ from, to })
   same(await bytes(to), small)
   await rejects(convertDisk({ from, to }), (error: Error) => !error.message.includes('\n'))
@@ -289,8 +299,7 @@ for (const algorithm of ['SHA1', 'SHA256', 'SHA512']) {
     const mf = { name: 'a.mf', data: manifest(algorithm, entries) }
     const from = await file('a.ova', tar([...entries, mf]))
     same(await bytes(from), small)
-    const { warnings } = await convertDisk({ from, to: join(dir, 'a.vhdx') })
-    deepEqual(warnings, [])
+    deepEqual(warned(await convertDisk({ from, to: join(dir, 'a.vhdx') })), [])
     const damaged = { name: 'a.vmdk', data: Buffer.from(stream) }
     damaged.data[20 * 512] = 1 // within the descriptor's sectors, where no reader looks
     const wrong = await file('b.ova', tar([entries[0]!, mf, damaged]))
@@ -305,7 +314,7 @@ for (const algorithm of ['SHA1', 'SHA256', 'SHA512']) {
 archives('says when there is no manifest', async ({ dir, file }) => {
   const entries = [{ name: 'a.vmdk', data: stream }, { name: 'a.ovf', data: ovf('a.vmdk') }]
   const from = await file('a.ova', tar(entries))
-  const { warnings } = await convertDisk({ from, to: join(dir, 'a.vhdx') })
+  const warnings = warned(await convertDisk({ from, to: join(dir, 'a.vhdx') }))
   deepEqual(warnings, ['"a.ova" has no manifest, so damage to it cannot be seen'])
 })
 
@@ -426,19 +435,24 @@ commands.after.each(close)
 const root = join(import.meta.dirname as string, '..', '..')
 const task = join(root, 'tasks', 'convert-disk.ts')
 const bin = join(root, 'node_modules', '.bin')
+const node = 'Deno' in globalThis ? join(bin, 'node') : process.execPath
 const RUNTIMES = {
-  zx: [join(bin, 'zx')],
-  node: [join(bin, 'node')],
-  deno: [join(bin, 'deno'), 'run', '-A'],
+  zx: [node, join(root, 'node_modules', 'zx', 'build', 'cli.js')],
+  node: [node],
+  // npm installs the Deno of the system that it runs on
+  ...(fs.existsSync(join(bin, process.platform === 'win32' ? 'deno.cmd' : 'deno')) &&
+    { deno: [join(bin, 'deno'), 'run', '-A'] }),
 }
 
 function run([program, ...first]: string[], ...args: string[]) {
-  const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` }
+  const env = { ...process.env, PATH: `${bin}${delimiter}${process.env.PATH}` }
+  // what npm puts into .bin on Windows are scripts for cmd
+  const shell = process.platform === 'win32' && program !== process.execPath
   return new Promise<{ code: number; stdout: string; stderr: string }>((resolve) =>
     execFile(
       program as string,
       [...first, task, ...args],
-      { env, shell: process.platform === 'win32' },
+      { env, shell },
       (error, stdout, stderr) => resolve({ code: error ? Number(error.code) : 0, stdout, stderr }),
     )
   )

@@ -204,13 +204,15 @@ function run(
   args: string[],
   { cwd = root, env = process.env }: { cwd?: string; env?: NodeJS.ProcessEnv } = {},
 ): Promise<{ code: number; stdout: string; stderr: string }> {
+  const own = program === 'node' && !('Deno' in globalThis)
   return new Promise((resolve) => {
     execFile(
-      program,
+      own ? process.execPath : program,
       args,
       {
         cwd,
-        shell: process.platform === 'win32',
+        // what npm puts into .bin on Windows are scripts for cmd
+        shell: process.platform === 'win32' && !own,
         env: { ...env, FORCE_COLOR: '0', PATH: `${bin}${delimiter}${env.PATH}` },
       },
       (error, stdout, stderr) => resolve({ code: error ? Number(error.code) : 0, stdout, stderr }),

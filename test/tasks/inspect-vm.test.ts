@@ -736,14 +736,16 @@ function run(
   ...args: string[]
 ): Promise<{ code: number; stdout: string; stderr: string }> {
   const bin = join(root, 'node_modules', '.bin')
+  const own = program === 'node' && !('Deno' in globalThis)
   const options = {
     cwd: root,
-    shell: process.platform === 'win32',
+    // what npm puts into .bin on Windows are scripts for cmd
+    shell: process.platform === 'win32' && !own,
     env: { ...process.env, FORCE_COLOR: '0', PATH: `${bin}${delimiter}${process.env.PATH}` },
   }
   return new Promise((resolve) =>
     execFile(
-      program,
+      own ? process.execPath : program,
       [...args, join('tasks', 'inspect-vm.ts'), source],
       options,
       (error, stdout, stderr) =>

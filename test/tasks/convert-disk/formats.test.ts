@@ -21,6 +21,7 @@ import {
   vhdx,
   vmdk,
   vmfsSparse,
+  warned,
 } from './images.ts'
 
 interface Context {
@@ -380,7 +381,7 @@ microsoft(
     equal(virtualSize, size)
     match(warnings.join(), /qemu-img rounded the disk up to whole cylinders/)
     await fs.writeFile(from, vhd(disk(size)))
-    deepEqual((await convertDisk({ from, to: join(dir, 'b.img') })).warnings, [])
+    deepEqual(warned(await convertDisk({ from, to: join(dir, 'b.img') })), [])
   },
 )
 
