@@ -167,6 +167,9 @@ async function within<T>(seconds: number, answer: Promise<T>, later: string): Pr
  * The guard is three files in a folder that administrators and SYSTEM alone may write to, as SYSTEM
  * runs what lies there: `guard-TOKEN.ps1` takes the change back, `.armed` says that it shall, and
  * becomes `.claimed` while it does. Renaming is what only one can do: kit or guard.
+ *
+ * Assumed about Windows: SYSTEM is known by its SID in every language, a task's process lives on when
+ * the task is removed, and Stopwatch counts from the start of Windows, the same in every process.
  */
 function change(
   ps: PowerShell,
@@ -347,6 +350,7 @@ $hold = $null
 for ($n = 0; [IO.File]::Exists("$stem.claimed") -and $null -eq $hold -and $n -lt 240; $n++) {
   try { $hold = [IO.File]::Open("$stem.claimed", 'Open', 'ReadWrite', 'None') } catch [IO.IOException] { Start-Sleep -Milliseconds 250 }
 }
+if (-not $hold -and [IO.File]::Exists("$stem.claimed")) { throw "Cannot wait longer for the change of $($subject) to be taken back: that is under way. Run the same again in some minutes" }
 $failure = $null
 if ($hold) {
   $tries = 30
@@ -366,5 +370,6 @@ if ($hold) {
 }
 Get-ScheduledTask -TaskName "vbox-to-hyperv guard $token" -ErrorAction SilentlyContinue | Unregister-ScheduledTask -Confirm:$false
 [IO.File]::Delete("$stem.claimed")
+[IO.File]::Delete("$stem.confirmed")
 [IO.File]::Delete("$stem.ps1")
 `

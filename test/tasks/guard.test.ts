@@ -184,6 +184,16 @@ test('takes an unconfirmed change back before the next one', async () => {
   assert.match(String(again.notes[0]), /^At .* the host took back the change/)
 })
 
+test('takes nothing back when the kit was killed while it cancelled the guard', async () => {
+  await assert.rejects(off({}, dying()), ConnectionError)
+  const folder = join(String(host.env.ProgramData), 'vbox-to-hyperv')
+  const [armed = ''] = (await files()).filter((name) => name.endsWith('.armed'))
+  await fs.move(join(folder, armed), join(folder, armed.replace('.armed', '.confirmed')))
+  assert.deepEqual((await off()).changed, false)
+  assert.equal(await shared(), false)
+  assert.deepEqual(await traces(), [])
+})
+
 test('takes the change back at once when a probe does not answer after it', async () => {
   const web = createServer((_, response) => response.writeHead(404).end()).listen(0, '127.0.0.1')
   await new Promise((resolve) => web.once('listening', resolve))
@@ -280,7 +290,7 @@ test('has no syntax that Windows PowerShell 5.1 lacks, and keeps hostile names',
   assert.deepEqual([shared, found], [true, name])
 })
 
-guard('refuses times and probes that it cannot use, before PowerShell is asked', async () => {
+test('refuses times and probes that it cannot use, before PowerShell is asked', async () => {
   const nobody: PowerShell = () => Promise.reject(new Error('PowerShell was asked'))
   for (const revertAfter of [4, 3601, 7.5, Number.NaN]) {
     await assert.rejects(off({ revertAfter }, nobody), /^RangeError: .* 5 to 3600 whole seconds/)
