@@ -558,7 +558,9 @@ commands('says what is wrong in a sentence, without a stack', async ({ dir }) =>
   equal(await fs.pathExists(join(dir, 'b')), false)
 })
 
-commands('stops at Ctrl-C, leaves no half-written disk and says how to go on', async ({ dir }) => {
+// what sends SIGINT on Windows ends the process
+const stopping = process.platform === 'win32' ? commands.skip : commands
+stopping('stops at Ctrl-C, leaves no half-written disk and says how to go on', async ({ dir }) => {
   // random data, so that there is something to convert for a while
   const source = join(dir, 'big.img')
   const chunk = Buffer.alloc(64 * 1024 ** 2, createHash('sha512').update('seed').digest())
