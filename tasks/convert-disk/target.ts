@@ -5,8 +5,12 @@ import { basename, dirname, join, resolve } from 'node:path'
 import process from 'node:process'
 import { printable } from './image.ts'
 
-/** Refuses a target that is there, unless it may be replaced. */
+/** Refuses a target that is there, unless it may be replaced, and a name that Windows cannot open. */
 export async function refuseTarget(path: string, force: boolean): Promise<void> {
+  const strange = process.platform === 'win32' && strangeName(basename(path))
+  if (strange) {
+    throw new Error(`Cannot write "${printable(path)}": ${strange}. Name another file by --to`)
+  }
   const found = await stat(path).catch(() => undefined)
   if (found && !found.isFile()) {
     throw new Error(`Cannot write "${printable(path)}": it is no file. Name a file by --to`)
@@ -18,10 +22,30 @@ export async function refuseTarget(path: string, force: boolean): Promise<void> 
   }
 }
 
+/**
+ * Why most programs on Windows could not open a file of that name, where one can be: Node makes it by
+ * a path that Windows does not look into (\\?\).
+ * Source: learn.microsoft.com/windows/win32/fileio/naming-a-file
+ */
+export function strangeName(name: string): string | undefined {
+  const device = name.match(
+    /^(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9\u00b9\u00b2\u00b3])(?=\s*(\.|$))/i,
+  )
+  if (device) return `${device[0]} is a device of Windows, whatever follows it`
+  if (/[. ]$/.test(name)) return 'Windows takes no name that ends in a dot or a space'
+  // with a colon it would be a stream of another file
+  const sign = name.match(/[<>:"|?*]/)
+  if (sign) return `Windows takes no ${sign[0]} in a name`
+}
+
 /** Refuses a volume that has not room for `needed` bytes, which is the most that a file may take. */
 export async function refuseSpace(path: string, needed: number): Promise<void> {
   const folder = await nearestFolder(path)
-  if (folder === undefined) return // no such drive: making the folder says so
+  if (folder === undefined) {
+    throw new Error(
+      `Cannot write "${printable(path)}": there is no such drive. Name a file on another by --to`,
+    )
+  }
   const { bavail, bsize } = await statfs(folder)
   const free = bavail * bsize
   if (free >= needed) return
