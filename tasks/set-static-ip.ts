@@ -5,7 +5,12 @@ import { dryRun, hostCommand, powershell } from './task.ts'
 export interface SetStaticIpOptions {
   /** Name of the internal switch. */
   switch: string
-  /** The host's address on it with the prefix length, e.g. `192.168.56.1/24`. */
+  /**
+   * The host's address on it with the prefix length, e.g. `192.168.56.1/24`. `auto`: the one that it
+   * has there, else the first address of the first network that is free, in this order: 192.168.56.0/24,
+   * which is VirtualBox's, and on to 192.168.254.0/24, then 10.56.0.0/24 to 10.56.255.0/24; with NAT on a
+   * host that has one, the first that is free in the NAT's network.
+   */
   hostIp: string
   /**
    * Whether the switch has NAT: true makes one, false removes the one this task made.
@@ -25,7 +30,7 @@ export interface SetStaticIpResult {
   hostIp: string
   /** The host's adapter on the switch. Null on a dry run before there is one. */
   interfaceIndex: number | null
-  /** The NAT for the switch's network; on a dry run, as it would be afterwards. */
+  /** The NAT that the switch's network is in; on a dry run, as it would be afterwards. */
   nat: Nat | null
   before: {
     /** The host had the address. */
@@ -47,8 +52,11 @@ export interface Nat {
  * addresses: VMs take theirs in the same network, with the host's as gateway
  * (learn.microsoft.com/virtualization/hyper-v-on-windows/user-guide/setup-nat-network).
  *
- * Refuses an address that overlaps with another network of the host, a second address, and a second
- * NAT, which leaves both undefined (same page). Another's NAT is never removed.
+ * Refuses an address whose network overlaps with another of the host, naming one that is free: addresses
+ * of all adapters (VPN, VirtualBox, Docker and WSL among them), routes, NATs, and the networks that
+ * Windows' container service keeps for Docker and WSL while they do not run. Refuses a second address,
+ * and a second NAT, which leaves both undefined (same page); a NAT whose network holds this one is used
+ * as it is. Another's NAT is never removed.
  */
 export async function setStaticIp(
   { switch: name, hostIp, nat, dryRun = false }: SetStaticIpOptions,
@@ -61,20 +69,27 @@ export async function setStaticIp(
         'a name is not empty and has no control characters. Run: Get-VMSwitch',
     )
   }
-  const { address, length, network } = cidr(hostIp)
+  const { address, length } = hostIp === 'auto' ? {} : cidr(hostIp)
   const { stdout } = await ps`
     $name = ${name}
     $address = ${address}
     $length = ${length}
-    $network = ${network}
     $nat = ${nat}
     $dryRun = ${dryRun}
     function quoted($text) { "'" + [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent($text) + "'" }
-    function networkOf($address, $length) {
+    function numberOf($address) {
       $bytes = ([Net.IPAddress]$address).GetAddressBytes()
-      $number = [long]$bytes[0] * 16777216 + [long]$bytes[1] * 65536 + [long]$bytes[2] * 256 + $bytes[3]
-      $number - $number % [long][Math]::Pow(2, 32 - $length)
+      [long]$bytes[0] * 16777216 + [long]$bytes[1] * 65536 + [long]$bytes[2] * 256 + $bytes[3]
     }
+    function dotted($number) { @(16777216, 65536, 256, 1 | ForEach-Object { [Math]::Floor($number / $_) % 256 }) -join '.' }
+    # the first and last number of a network, and whose it is
+    function range($address, $length, $whose) {
+      $size = [long][Math]::Pow(2, 32 - $length)
+      $number = numberOf $address
+      @{ first = $number - $number % $size; last = $number - $number % $size + $size - 1; whose = $whose; whole = $false }
+    }
+    function within($range, $others) { foreach ($other in $others) { if ($range.first -ge $other.first -and $range.last -le $other.last) { $other } } }
+    function overlaps($range, $others) { foreach ($other in $others) { if ($range.first -le $other.last -and $other.first -le $range.last) { $other } } }
     function vEthernet($vSwitch) {
       $ports = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { [string]$_.SwitchId -eq [string]$vSwitch.Id })
       # the adapter that Windows makes with the switch has its name; others were added by hand
@@ -86,8 +101,8 @@ export async function setStaticIp(
       $card = vEthernet $vSwitch
       if ($card -and @(Get-NetIPInterface -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $card.InterfaceIndex).Count -gt 0) { $card }
     }
-    $what = "Cannot give the host $address/$length on the switch ""$name"""
-    $prefix = "$network/$length"
+    $asked = if ($address) { "$address/$length" } else { 'an address' }
+    $what = "Cannot give the host $asked on the switch ""$name"""
 
     $found = @(Get-VMSwitch | Where-Object { $_.Name.Equals($name, 'OrdinalIgnoreCase') })
     if ($found.Count -gt 1) { throw "$($what): $($found.Count) switches have that name: $(@($found | ForEach-Object { [string]$_.Id }) -join ', '). Run: Get-VMSwitch -Id $($found[0].Id) | Rename-VMSwitch -NewName <another name>" }
@@ -114,33 +129,86 @@ export async function setStaticIp(
       $own = @($all | Where-Object { $_.InterfaceIndex -eq $index })
       $dhcp = [string](Get-NetIPInterface -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $index).Dhcp -eq 'Enabled'
     }
-    $there = @($own | Where-Object { $_.IPAddress -eq $address -and $_.PrefixLength -eq $length }).Count -gt 0
+    $there = $false
     $manual = @($own | Where-Object { [string]$_.PrefixOrigin -eq 'Manual' })
+    if (-not $address -and $manual.Count -gt 0) { $address = [string]$manual[0].IPAddress; $length = [int]$manual[0].PrefixLength }
+    if ($address) { $there = @($own | Where-Object { $_.IPAddress -eq $address -and $_.PrefixLength -eq $length }).Count -gt 0 }
     if (-not $there -and $manual.Count -gt 0) {
       throw "$($what): it has $($manual[0].IPAddress)/$($manual[0].PrefixLength) there, which VMs may use as their gateway. Run: Remove-NetIPAddress -InterfaceIndex $index -IPAddress $($manual[0].IPAddress) -Confirm:$([char]36)false"
     }
-    foreach ($other in @($all | Where-Object { $_.InterfaceIndex -ne $index })) {
-      $least = [Math]::Min([int]$other.PrefixLength, [int]$length)
-      if ((networkOf $other.IPAddress $least) -eq (networkOf $address $least)) {
-        throw "$($what): ""$($other.InterfaceAlias)"" has $($other.IPAddress)/$($other.PrefixLength), and the two networks overlap. Run again with another network: --host-ip"
+    if ($nat -and -not (Get-Command -Name New-NetNat -ErrorAction Ignore)) { throw "Cannot make a NAT: Windows has no NetNat module, which came with Windows 10 1607. Run again with: --no-nat" }
+    $nats = @()
+    if (Get-Command -Name Get-NetNat -ErrorAction Ignore) { $nats = @(Get-NetNat | Where-Object { $_.InternalIPInterfaceAddressPrefix }) }
+    $natRanges = @($nats | ForEach-Object {
+        $start, $bits = $_.InternalIPInterfaceAddressPrefix.Split('/')
+        $range = range $start $bits "the NAT ""$($_.Name)"" is for $($_.InternalIPInterfaceAddressPrefix)"
+        $range.nat = $_
+        $range
+      })
+    $taken = @($all | Where-Object { $_.InterfaceIndex -ne $index } | ForEach-Object { range $_.IPAddress $_.PrefixLength """$($_.InterfaceAlias)"" has $($_.IPAddress)/$($_.PrefixLength)" })
+    # an address that is there already stays, whatever leads into its network since
+    if (-not $there) {
+      foreach ($route in @(Get-NetRoute -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -ne $index })) {
+        $start, $bits = $route.DestinationPrefix.Split('/')
+        # what leads everywhere, in one route or as a VPN does in two, and what is no network
+        if ([int]$bits -le 1 -or [int]$start.Split('.')[0] -ge 224 -or $start -like '127.*') { continue }
+        $range = range $start $bits "a route to $($route.DestinationPrefix) leads to ""$($route.InterfaceAlias)"""
+        # all private addresses of a kind is a VPN's word for the intranet, in which a network of one's own may be
+        $range.whole = $route.DestinationPrefix -in '10.0.0.0/8', '172.16.0.0/12', '192.168.0.0/16'
+        $taken += $range
+      }
+      if (Get-Command -Name Get-HnsNetwork -ErrorAction Ignore) {
+        foreach ($kept in @(Get-HnsNetwork | Where-Object { $vSwitch -eq $null -or [string]$_.Id -ne [string]$vSwitch.Id })) {
+          foreach ($subnet in @($kept.Subnets | Where-Object { $_.AddressPrefix -match '^[0-9.]+/[0-9]+$' })) {
+            $start, $bits = $subnet.AddressPrefix.Split('/')
+            $taken += range $start $bits "the network ""$($kept.Name)"" of Docker or WSL is $($subnet.AddressPrefix)"
+          }
+        }
       }
     }
-    $nats = @()
-    if ($null -ne $nat) {
-      if ($nat -and -not (Get-Command -Name New-NetNat -ErrorAction Ignore)) { throw "Cannot make a NAT for $($prefix): Windows has no NetNat module, which came with Windows 10 1607. Run again with: --no-nat" }
-      if (Get-Command -Name Get-NetNat -ErrorAction Ignore) { $nats = @(Get-NetNat) }
+    # the first free one of the networks that the documentation of hostIp lists
+    function free {
+      $candidates = @(56..254 | ForEach-Object { "192.168.$_.0" }) + @(0..255 | ForEach-Object { "10.56.$_.0" })
+      $busy = $taken + $natRanges
+      if ($nat -and $nats.Count -gt 0) {
+        $start, $bits = $nats[0].InternalIPInterfaceAddressPrefix.Split('/')
+        $candidates = @()
+        if ([int]$bits -le 24) { $candidates = @(0..([Math]::Min(255, [Math]::Pow(2, 24 - $bits) - 1)) | ForEach-Object { dotted ((numberOf $start) + 256 * $_) }) }
+        $busy = $taken
+      }
+      foreach ($pass in 'apart from every route', 'apart from whole routes') {
+        foreach ($candidate in $candidates) {
+          if (@(overlaps (range $candidate 24) $busy).Count -eq 0) { return $candidate -replace '0$', '1' }
+        }
+        $busy = @($busy | Where-Object { -not $_.whole })
+      }
     }
-    $ours = @($nats | Where-Object { $_.InternalIPInterfaceAddressPrefix -eq $prefix })[0]
-    $others = @($nats | Where-Object { $_.InternalIPInterfaceAddressPrefix -ne $prefix })
-    if ($nat -and $others.Count -gt 0) {
-      throw "Cannot make a NAT for $($prefix): the NAT ""$($others[0].Name)"" for $($others[0].InternalIPInterfaceAddressPrefix) is there, and a host has one. Run again with an address in its network or with --no-nat, or if nothing needs it, run: Get-NetNat -Name $(quoted $others[0].Name) | Remove-NetNat"
+    function alone($prefix) { throw "Cannot make a NAT for $($prefix): the NAT ""$($nats[0].Name)"" for $($nats[0].InternalIPInterfaceAddressPrefix) is there, and a host has one. Run again with an address in its network or with --no-nat, or if nothing needs it, run: Get-NetNat -Name $(quoted $nats[0].Name) | Remove-NetNat" }
+    if (-not $address) {
+      $address = free
+      $length = 24
+      if (-not $address -and $nat -and $nats.Count -gt 0) { alone 'a network of its own' }
+      if (-not $address) { throw "$($what): no network of those that are tried is free. Run: Get-NetRoute -AddressFamily IPv4, and again with a network of your own: --host-ip 172.30.56.1/24" }
     }
+    $wanted = range $address $length
+    $prefix = "$(dotted $wanted.first)/$length"
+    $what = "Cannot give the host $address/$length on the switch ""$name"""
+    function another {
+      $one = free
+      if ($one) { "Run again with another network, for example: --host-ip $one/24" } else { 'Run again with another network: --host-ip' }
+    }
+    $conflict = @(overlaps $wanted @($taken | Where-Object { -not $_.whole }))[0]
+    if ($conflict) { throw "$($what): $($conflict.whose), and the two networks overlap. $(another)" }
+    $ours = @(within $wanted $natRanges)[0].nat
+    if ($nat -and -not $ours -and $nats.Count -gt 0) { alone $prefix }
+    $conflict = @(overlaps $wanted @($natRanges | Where-Object { $null -eq $ours -or $_.nat.Name -ne $ours.Name }))[0]
+    if (-not $there -and $conflict) { throw "$($what): $($conflict.whose), and the two networks overlap. $(another)" }
     if ($nat -eq $false -and $ours -and -not $ours.Name.Equals($natName, 'OrdinalIgnoreCase')) {
-      throw "Cannot remove the NAT for $($prefix): it is ""$($ours.Name)"", which something else made. Run, if nothing needs it: Get-NetNat -Name $(quoted $ours.Name) | Remove-NetNat"
+      throw "Cannot remove the NAT for $($prefix): it is ""$($ours.Name)"" for $($ours.InternalIPInterfaceAddressPrefix), which something else made. Run, if nothing needs it: Get-NetNat -Name $(quoted $ours.Name) | Remove-NetNat"
     }
 
     $natBefore = $null
-    if ($ours) { $natBefore = [ordered]@{ name = [string]$ours.Name; prefix = $prefix } }
+    if ($ours) { $natBefore = [ordered]@{ name = [string]$ours.Name; prefix = [string]$ours.InternalIPInterfaceAddressPrefix } }
     $natAfter = $natBefore
     if ($nat -and -not $ours) { $natAfter = [ordered]@{ name = $natName; prefix = $prefix } }
     if ($nat -eq $false) { $natAfter = $null }
@@ -149,6 +217,7 @@ export async function setStaticIp(
     if ($changed -and -not $dryRun) {
       try {
         if (-not $there) {
+          $set = $null
           $null = New-NetIPAddress -InterfaceIndex $index -IPAddress $address -PrefixLength ([byte]$length)
           # an address works only after Windows has asked the network whether another has it
           for ($wait = 0; $wait -lt 60; $wait++) {
@@ -167,7 +236,10 @@ export async function setStaticIp(
           Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -eq $index -and $_.IPAddress -eq $address } | Remove-NetIPAddress -Confirm:$false
           if ($dhcp) { Set-NetIPInterface -InterfaceIndex $index -AddressFamily IPv4 -Dhcp Enabled }
         }
-        if ($failure.FullyQualifiedErrorId -eq 'Windows System Error 87,New-NetNat') { throw "Cannot make a NAT for $($prefix): an address of the host or another NAT is in that network (87). Run: Get-NetIPAddress, and again with another network: --host-ip" }
+        $id = $failure.FullyQualifiedErrorId
+        # an adapter that is gone or not plugged in keeps its address, and is not shown with it (assumption)
+        if ($id -match '^Windows System Error (87|5010),New-NetIPAddress$') { throw "$($what): Windows has that address already, on an adapter that is not there ($($Matches[1])). Run: Get-NetIPAddress -PolicyStore PersistentStore -IPAddress $address, or again with another network: --host-ip" }
+        if ($id -match '^Windows System Error (87|5010),New-NetNat$') { throw "Cannot make a NAT for $($prefix): an address of the host or another NAT is in that network ($($Matches[1])). Run: Get-NetIPAddress, and again with another network: --host-ip" }
         throw $failure
       }
     }
@@ -208,7 +280,7 @@ export async function undoSetStaticIp(
 }
 
 /** The parts of a host address with its prefix length. */
-function cidr(text: string): { address: string; length: number; network: string } {
+function cidr(text: string): { address?: string; length?: number } {
   const [, address = '', bits = ''] = /^((?:\d+\.){3}\d+)\/(\d+)$/.exec(text) ?? []
   const parts = address.split('.').map(Number)
   const length = Number(bits)
@@ -233,7 +305,7 @@ function cidr(text: string): { address: string; length: number; network: string 
         `Run again with for example: --host-ip ${dotted(start + 1)}/${length}`,
     )
   }
-  return { address, length, network: dotted(start) }
+  return { address, length }
 }
 
 await hostCommand(
@@ -249,7 +321,7 @@ await hostCommand(
     hostIp: {
       type: 'string',
       demandOption: true,
-      describe: 'The host’s address on it with the prefix length',
+      describe: 'The host’s address on it with the prefix length, or auto for one that is free',
       example: '192.168.56.1/24',
     },
     nat: {

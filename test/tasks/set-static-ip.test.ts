@@ -259,7 +259,7 @@ const refusals: [
     'to remove another’s NAT',
     'New-VMSwitch -Name Static-NAT -SwitchType Internal; New-NetNat -Name Docker -InternalIPInterfaceAddressPrefix 192.168.56.0/24',
     { nat: false },
-    'Cannot remove the NAT for 192.168.56.0/24: it is "Docker", which something else made. ' +
+    'Cannot remove the NAT for 192.168.56.0/24: it is "Docker" for 192.168.56.0/24, which something else made. ' +
     "Run, if nothing needs it: Get-NetNat -Name 'Docker' | Remove-NetNat",
   ],
 ]
@@ -284,10 +284,129 @@ test('refuses a network that another adapter of the host is in', async () => {
   const text = await host.text()
   await assert.rejects(setStaticIp({ switch: 'Static-NAT', hostIp: `${inside}/16` }, host.ps), {
     message: `Cannot give the host ${inside}/16 on the switch "Static-NAT": "${alias}" has ` +
-      `${ip}/${length}, and the two networks overlap. Run again with another network: --host-ip`,
+      `${ip}/${length}, and the two networks overlap. Run again with another network, for example: --host-ip 192.168.56.1/24`,
   })
   assert.equal(await host.text(), text)
 })
+
+test('takes the first free network with auto, and the same again', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  const auto = { switch: 'Static-NAT', hostIp: 'auto', nat: true }
+  assert.equal((await setStaticIp({ ...auto, dryRun: true }, host.ps)).hostIp, '192.168.56.1/24')
+  await host.change((state) => {
+    // VirtualBox's own host-only adapter, a VPN's networks, and Docker's and WSL's that do not run
+    state.addresses.push({ ifIndex: 7, address: '192.168.56.1', prefix: 24, origin: 'Manual' })
+    state.routes.push({ ifIndex: 7, prefix: '192.168.57.0/25', nextHop: '0.0.0.0', metric: 1 })
+    state.routes.push({ ifIndex: 7, prefix: '192.168.58.9/32', nextHop: '0.0.0.0', metric: 1 })
+    state.containerNetworks = [{ id: '1', name: 'nat', subnets: ['192.168.59.0/24'] }]
+    state.nats = []
+  })
+  const result = await setStaticIp(auto, host.ps)
+  assert.deepEqual([result.changed, result.hostIp, result.nat?.prefix], [
+    true,
+    '192.168.60.1/24',
+    '192.168.60.0/24',
+  ])
+  const text = await host.text()
+  const again = await setStaticIp(auto, host.ps)
+  assert.deepEqual([again.changed, again.hostIp], [false, '192.168.60.1/24'])
+  assert.equal(await host.text(), text)
+})
+
+test('takes a network in a VPN’s route to all private addresses only when no other is free', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  const route = (prefix: string) => ({ ifIndex: 12, prefix, nextHop: '0.0.0.0', metric: 1 })
+  await host.change((state) => state.routes.push(route('192.168.0.0/16'), route('0.0.0.0/1')))
+  const auto = { switch: 'Static-NAT', hostIp: 'auto', dryRun: true }
+  assert.equal((await setStaticIp(auto, host.ps)).hostIp, '10.56.0.1/24')
+  await host.change((state) => state.routes.push(route('10.0.0.0/8')))
+  assert.equal((await setStaticIp(auto, host.ps)).hostIp, '192.168.56.1/24')
+  await setStaticIp({ ...options, dryRun: true }, host.ps)
+})
+
+test('pain 19: uses a NAT whose network holds the switch’s, and never another', async () => {
+  await given`
+    $null = New-VMSwitch -Name Static-NAT -SwitchType Internal
+    $null = New-NetNat -Name Docker -InternalIPInterfaceAddressPrefix 172.30.0.0/16`
+  await host.change((state) =>
+    state.addresses.push({ ifIndex: 7, address: '172.30.0.1', prefix: 24, origin: 'Manual' })
+  )
+  const before = await host.state()
+  const result = await setStaticIp({ switch: 'Static-NAT', hostIp: 'auto', nat: true }, host.ps)
+  assert.deepEqual([result.hostIp, result.nat], [
+    '172.30.1.1/24',
+    { name: 'Docker', prefix: '172.30.0.0/16' },
+  ])
+  assert.deepEqual((await host.state()).nats, before.nats)
+  await undoSetStaticIp(result, host.ps)
+  assert.deepEqual((await host.state()).nats, before.nats)
+})
+
+for (
+  const [what, change, whose] of [
+    [
+      'VirtualBox’s host-only adapter',
+      { addresses: { ifIndex: 7, address: '192.168.56.1', prefix: 24, origin: 'Manual' } },
+      '"Ethernet" has 192.168.56.1/24',
+    ],
+    [
+      'a VPN’s route',
+      { routes: { ifIndex: 12, prefix: '192.168.48.0/20', nextHop: '10.8.0.1', metric: 1 } },
+      'a route to 192.168.48.0/20 leads to "Wi-Fi"',
+    ],
+    [
+      'a network that Docker or WSL keeps',
+      { containerNetworks: { id: '1', name: 'WSL', subnets: ['192.168.48.0/20'] } },
+      'the network "WSL" of Docker or WSL is 192.168.48.0/20',
+    ],
+    [
+      'a part that has a NAT',
+      { nats: { name: 'Docker', prefix: '192.168.56.0/25' } },
+      'the NAT "Docker" is for 192.168.56.0/25',
+    ],
+  ] as const
+) {
+  test(`pain 19: refuses the network of ${what}, and names one that is free`, async () => {
+    await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+    await host.change((state) => {
+      for (const [list, item] of Object.entries(change)) (state[list] ??= []).push(item)
+    })
+    const text = await host.text()
+    const free = whose.includes('/20') ? '192.168.64.1' : '192.168.57.1'
+    await assert.rejects(setStaticIp(options, host.ps), {
+      message:
+        `Cannot give the host 192.168.56.1/24 on the switch "Static-NAT": ${whose}, and the two ` +
+        `networks overlap. Run again with another network, for example: --host-ip ${free}/24`,
+    })
+    assert.equal(await host.text(), text)
+  })
+}
+
+test('waits until Windows has made sure that no other computer has the address', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  await host.change((state) => state.host.tentative = 3)
+  assert.equal((await setStaticIp(options, host.ps)).changed, true)
+  assert.equal((await host.calls()).filter(({ cmdlet }) => cmdlet === 'Get-NetIPAddress').length, 5)
+})
+
+for (const [number, cmdlet] of [[5010, 'New-NetIPAddress'], [5010, 'New-NetNat']] as const) {
+  test(`says what error ${number} of ${cmdlet} means, in any language, and puts back`, async () => {
+    await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+    const error = { id: `Windows System Error ${number}`, message: '对象已存在。' }
+    await host.change((state) => state.faults = [{ cmdlet, error }])
+    const { profiles: _, ...before } = await host.state()
+    await assert.rejects(setStaticIp({ ...options, nat: true }, host.ps), {
+      message: cmdlet === 'New-NetNat'
+        ? 'Cannot make a NAT for 192.168.56.0/24: an address of the host or another NAT is in that ' +
+          'network (5010). Run: Get-NetIPAddress, and again with another network: --host-ip'
+        : 'Cannot give the host 192.168.56.1/24 on the switch "Static-NAT": Windows has that address ' +
+          'already, on an adapter that is not there (5010). Run: Get-NetIPAddress -PolicyStore ' +
+          'PersistentStore -IPAddress 192.168.56.1, or again with another network: --host-ip',
+    })
+    const { profiles: __, ...after } = await host.state()
+    assert.deepEqual(after, before)
+  })
+}
 
 for (
   const hostIp of [
