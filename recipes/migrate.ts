@@ -13,7 +13,7 @@ import type { StartVmResult } from '../tasks/start-vm.ts'
 import { guardOptions, readGuard } from '../tasks/guard.ts'
 import { commandLine, dryRun, type Option, parseHost, type PowerShell } from '../tasks/task.ts'
 import { beginBundle, BUNDLE, bundleState, finishBundle, removeBundle } from './run/bundle.ts'
-import { freeSpace, type Host, openHost } from './run/host.ts'
+import { freeSpace, type Host, localFolder, openHost } from './run/host.ts'
 import { beginJournal, readJournals, record, stateFolder } from './run/journal.ts'
 import { makePlan, type Plan, size, type Step, type Target, type Wishes } from './run/plan.ts'
 import { describeProgress, measure, type Screen, stopSignal, terminal } from './run/screen.ts'
@@ -129,7 +129,7 @@ async function chooseSource(
 async function chooseTarget(
   to: string | undefined,
   name: string,
-  { storage, state }: MigrateOptions & { state: string },
+  { storage: wanted, state }: MigrateOptions & { state: string },
   host: Host | undefined,
   screen: Screen,
 ): Promise<Target> {
@@ -146,6 +146,7 @@ async function chooseTarget(
       `Cannot move to "${to}": a target is local, ssh://[user@]host[:port] or bundle:DIR`,
     )
   }
+  const storage = ssh || wanted === undefined ? wanted : await localFolder(wanted)
   const found = await checkHost(storage === undefined ? {} : { storage }, host.ps).catch(
     (error) => {
       if (to !== undefined) throw error

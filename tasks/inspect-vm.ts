@@ -9,7 +9,7 @@ import { basename, dirname, extname, join, resolve } from 'node:path'
 import process from 'node:process'
 import { promisify } from 'node:util'
 import { which } from 'zx'
-import { command } from './task.ts'
+import { command, fromWindows, inWsl } from './task.ts'
 
 export interface InspectVmOptions {
   /** A VirtualBox VM by name or UUID, a `.vbox`, `.ova` or `.ovf`, or one or more disk images. */
@@ -217,7 +217,7 @@ async function findVBoxManage(): Promise<string | undefined> {
   const { VBOX_MSI_INSTALL_PATH, ProgramFiles } = process.env
   const folders = process.platform === 'win32'
     ? [VBOX_MSI_INSTALL_PATH, ProgramFiles && join(ProgramFiles, 'Oracle', 'VirtualBox')]
-    : ['/mnt/c/Program Files/Oracle/VirtualBox']
+    : [inWsl() && await fromWindows('C:\\Program Files\\Oracle\\VirtualBox')]
   for (const folder of folders) {
     const program = folder && join(folder, 'VBoxManage.exe')
     if (program && await isFile(program)) return program
@@ -853,9 +853,7 @@ async function isFile(path: string): Promise<boolean> {
 /** A path as VirtualBox wrote it, made absolute; in WSL, where one of Windows is found. */
 async function local(path: string, folder: string): Promise<string> {
   if (!/^[a-z]:[\\/]/i.test(path)) return path && resolve(folder, path)
-  const wslpath = process.platform === 'linux' && await which('wslpath', { nothrow: true })
-  if (!wslpath) return path
-  return (await run(wslpath, ['-u', path])).stdout.replace(/\n$/, '')
+  return await fromWindows(path) ?? path
 }
 
 /** An element: its children by name in lists, its attributes under `@name`, its text under `#text`. */

@@ -2,12 +2,13 @@
  * What every task needs and nothing else: PowerShell as a tagged template, and the command line.
  * Copy this file beside any task, install zx and yargs, and the task runs.
  */
-import { type ChildProcess, spawn } from 'node:child_process'
+import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { existsSync, lstatSync, mkdirSync } from 'node:fs'
 import { join, relative, resolve } from 'node:path'
 import process from 'node:process'
+import { promisify } from 'node:util'
 import yargs, { type Options } from 'yargs'
 import { $ } from 'zx'
 
@@ -228,6 +229,36 @@ export function openPowerShell(
 }
 
 /**
+ * Whether this is Linux in WSL. WSL sets WSL_DISTRO_NAME in every session (it is the name by which
+ * wslpath writes paths of the Linux file system); where sudo or cron dropped it, the kernel's entry
+ * for programs of Windows still tells.
+ */
+export function inWsl(): boolean {
+  if (process.platform !== 'linux') return false
+  return Boolean(process.env.WSL_DISTRO_NAME) ||
+    existsSync('/proc/sys/fs/binfmt_misc/WSLInterop') ||
+    existsSync('/proc/sys/fs/binfmt_misc/WSLInterop-late') // systemd in WSL registers it later
+}
+
+/**
+ * The path by which Windows has a file of this machine. In WSL it is undefined for a file in the Linux
+ * file system, which Windows reaches through WSL alone; elsewhere it is the path itself.
+ */
+export async function toWindows(path: string): Promise<string | undefined> {
+  if (!inWsl()) return path
+  const found = await wslpath('-w', resolve(path))
+  return found === undefined || /^\\\\wsl(\$|\.localhost)\\/i.test(found) ? undefined : found
+}
+
+/**
+ * Where a file of Windows is seen from WSL, wherever its drive is mounted; undefined where it is not.
+ * Elsewhere the path itself.
+ */
+export async function fromWindows(path: string): Promise<string | undefined> {
+  return inWsl() ? await wslpath('-u', path) : path
+}
+
+/**
  * The text of a script. A value that is the whole right side of an assignment is written there as a
  * literal; any other becomes a variable of its own, so that it is data inside double quotes too.
  */
@@ -432,13 +463,19 @@ interface Way {
 const POWERSHELL_ARGS = ['-NoLogo', '-NoProfile', '-NonInteractive', '-ExecutionPolicy', 'Bypass']
 
 function here(program = defaultProgram()): Way {
+  const ofWindows = inWsl() && /\.exe$/i.test(program)
   return {
     program,
     args: (powershell) => powershell,
     ended: (stage, { how, words }, step) =>
       stage === 'absent'
         ? `Cannot start PowerShell: no program "${program}" is on PATH. ` +
-          'Set POWERSHELL to the PowerShell to use, or install one: https://aka.ms/powershell'
+          (ofWindows
+            ? `Run: export POWERSHELL=/mnt/c/Windows/System32/WindowsPowerShell/v1.0/powershell.exe`
+            : 'Set POWERSHELL to the PowerShell to use, or install one: https://aka.ms/powershell')
+        : stage === 'start' && ofWindows
+        ? `Cannot start PowerShell from WSL: it ended at once (${how})${words && `: ${words}`}. ` +
+          'Where no program of Windows runs from WSL, run in Windows: wsl --shutdown'
         : `PowerShell ended in the middle of ${named(step)} (${how})${
           words && `: ${words}`
         }. ${AGAIN}`,
@@ -755,10 +792,23 @@ while ($null -ne ($line = $lines.ReadLine())) {
 `
 
 function defaultProgram(): string {
-  const windows = process.platform === 'win32' ||
-    existsSync('/proc/sys/fs/binfmt_misc/WSLInterop') ||
-    existsSync('/proc/sys/fs/binfmt_misc/WSLInterop-late') // systemd in WSL registers it later
+  const windows = process.platform === 'win32' || inWsl()
   return process.env.POWERSHELL || (windows ? 'powershell.exe' : 'pwsh')
+}
+
+/** Undefined for a path that wslpath cannot translate. */
+async function wslpath(way: '-u' | '-w', path: string): Promise<string | undefined> {
+  try {
+    return (await promisify(execFile)('wslpath', [way, path])).stdout.replace(/\n$/, '')
+  } catch (error) {
+    const { code } = error as { code?: number | string }
+    if (code === 1) return undefined
+    if (code !== 'ENOENT') throw error
+    throw new ConnectionError(
+      `Cannot translate "${path}" between Windows and WSL: no program "wslpath" is on PATH, ` +
+        'which WSL has in /usr/bin. Run in Windows: wsl --update',
+    )
+  }
 }
 
 /**

@@ -2,8 +2,13 @@
 import { statfs } from 'node:fs/promises'
 import { dirname, posix, win32 } from 'node:path'
 import process from 'node:process'
-import { $ } from 'zx'
-import { openPowerShell, type PowerShellProcess } from '../../tasks/task.ts'
+import {
+  fromWindows,
+  inWsl,
+  openPowerShell,
+  type PowerShellProcess,
+  toWindows,
+} from '../../tasks/task.ts'
 
 export interface Host extends PowerShellProcess {
   /**
@@ -17,21 +22,32 @@ export interface Host extends PowerShellProcess {
 export function openHost(host: string): Host {
   return {
     ...openPowerShell({ host }),
-    here: async (path) => {
-      if (host !== 'local') return path
-      if (process.platform === 'win32' || !isWindowsPath(path)) return path
-      const { stdout } = await $({ quiet: true })`wslpath -u ${path}`
-      const found = stdout.replace(/\n$/, '')
-      // a disk in the Linux file system is one that Hyper-V cannot open
-      if (!found.startsWith('/mnt/')) {
-        throw new Error(
-          `Cannot write to "${path}" from WSL: Windows drives are expected under /mnt. ` +
-            'Run the recipe in Windows PowerShell',
-        )
-      }
-      return found
-    },
+    here: host === 'local' ? localFile : (path) => Promise.resolve(path),
   }
+}
+
+/** Where a file of this machine is that its own PowerShell knows by this path. */
+export async function localFile(path: string): Promise<string> {
+  if (!isWindowsPath(path)) return path
+  if (process.platform !== 'win32' && !inWsl()) {
+    throw new Error(
+      `Cannot write to "${path}": it is a path of Windows, and this is neither Windows nor WSL. ` +
+        'Run again with --to ssh://[user@]host[:port]',
+    )
+  }
+  const found = await fromWindows(path)
+  if (found === undefined) throw new Error(notMounted(path))
+  // Windows has names for files in the Linux file system too
+  if (await toWindows(found) === undefined) throw new Error(inLinux(path))
+  return found
+}
+
+/** A folder of this machine as its own PowerShell knows it, which in WSL is that of Windows. */
+export async function localFolder(folder: string): Promise<string> {
+  if (isWindowsPath(folder)) return folder
+  const found = await toWindows(folder)
+  if (found === undefined) throw new Error(inLinux(folder))
+  return found
 }
 
 /** Joins names to a folder of the host, in the host's own manner of writing paths. */
@@ -46,6 +62,22 @@ export async function freeSpace(folder: string): Promise<number> {
     if (stat) return stat.bavail * stat.bsize
     if (path === dirname(path)) return Number.POSITIVE_INFINITY
   }
+}
+
+function inLinux(path: string): string {
+  return `Cannot store disks in "${path}": it is in the Linux file system of WSL, where Hyper-V opens ` +
+    `no disk. Run again with a folder on a drive of Windows: --storage 'C:\\VMs'`
+}
+
+function notMounted(path: string): string {
+  const cannot = `Cannot write to "${path}" from WSL:`
+  const drive = path.slice(0, 2).toUpperCase()
+  if (drive.startsWith('\\')) {
+    return `${cannot} the share is not mounted here. Run again with a drive of Windows: --storage 'C:\\VMs'`
+  }
+  const folder = `/mnt/${drive.charAt(0).toLowerCase()}`
+  return `${cannot} the drive is not mounted here. ` +
+    `Run: sudo mkdir -p ${folder} && sudo mount -t drvfs ${drive} ${folder}`
 }
 
 function isWindowsPath(path: string): boolean {

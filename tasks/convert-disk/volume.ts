@@ -2,10 +2,7 @@
  * What Windows does to a file by its folder and its volume, that Hyper-V then refuses: it takes no
  * compressed, encrypted or sparse file (0xC03A001A), and none with ReFS integrity.
  */
-import { existsSync } from 'node:fs'
-import process from 'node:process'
-import { $ } from 'zx'
-import type { PowerShell } from '../task.ts'
+import { type PowerShell, toWindows } from '../task.ts'
 import { GB, printable } from './image.ts'
 
 /** The bits of System.IO.FileAttributes that matter. */
@@ -14,24 +11,18 @@ const ATTRIBUTES = { sparse: 0x200, compressed: 0x800, encrypted: 0x4000, integr
 /** The most that a file on FAT32 has. */
 const MAX_FAT32 = 4 * GB - 1
 
-/** Whether Windows keeps the file of a path: here, or from WSL on one of its drives. */
-export function isOnWindows(path: string): boolean {
-  if (process.platform === 'win32') return true
-  const wsl = existsSync('/proc/sys/fs/binfmt_misc/WSLInterop') ||
-    existsSync('/proc/sys/fs/binfmt_misc/WSLInterop-late')
-  return wsl && /^\/mnt\/[a-z]\//.test(path)
-}
-
 /**
  * Refuses a folder whose new files Hyper-V would refuse, and a volume that cannot hold `most` bytes in
- * one file. Gives what is worth a warning.
+ * one file. Gives what is worth a warning. Linux's own file systems in WSL have none of this.
  */
 export async function refuseVolume(
   { path, folder, most }: { path: string; folder: string; most: number },
   ps: PowerShell,
 ): Promise<string[]> {
+  const known = await toWindows(folder)
+  if (known === undefined) return []
   const { stdout } = await ps`
-    $folder = ${await toWindows(folder)}
+    $folder = ${known}
     $ErrorActionPreference = 'Stop'
     $root = [IO.Path]::GetPathRoot($folder)
     # a share has no drive to ask
@@ -88,8 +79,10 @@ export function judge(
 
 /** Clears the sparse flag, which qemu-img leaves on Windows. */
 export async function clearSparse(path: string, ps: PowerShell): Promise<void> {
+  const known = await toWindows(path)
+  if (known === undefined) return
   await ps`
-    $file = ${await toWindows(path)}
+    $file = ${known}
     $ErrorActionPreference = 'Stop'
     if ([int][IO.File]::GetAttributes($file) -band ${ATTRIBUTES.sparse}) {
       $output = fsutil sparse setflag $file 0
@@ -97,11 +90,4 @@ export async function clearSparse(path: string, ps: PowerShell): Promise<void> {
         throw "Cannot clear the sparse flag of ""$file"": $output"
       }
     }`
-}
-
-/** PowerShell in WSL is that of Windows, and knows its paths. */
-async function toWindows(path: string): Promise<string> {
-  if (process.platform === 'win32' || !isOnWindows(path)) return path
-  const { stdout } = await $({ quiet: true })`wslpath -w ${path}`
-  return stdout.replace(/\n$/, '')
 }
