@@ -13,7 +13,36 @@ import yargs, { type Options } from 'yargs'
 import { $ } from 'zx'
 
 /** A value that a script may take. It arrives in PowerShell as this value, whatever it contains. */
-export type Value = string | number | boolean | null | undefined | readonly Value[]
+export type Value = string | number | boolean | null | undefined | Secret | readonly Value[]
+
+/**
+ * A text that nobody is to read, such as a password. A script has it as a SecureString, and it goes to
+ * PowerShell beside the script's text: errors, journals and Windows' log of scripts do not have it.
+ */
+export class Secret {
+  readonly #text: string
+
+  constructor(text: string) {
+    this.#text = text
+  }
+
+  /** The text itself, for the way to PowerShell alone. */
+  reveal(): string {
+    return this.#text
+  }
+
+  toString(): string {
+    return '[secret]'
+  }
+
+  toJSON(): string {
+    return '[secret]'
+  }
+
+  [Symbol.for('nodejs.util.inspect.custom')](): string {
+    return '[secret]'
+  }
+}
 
 /**
  * Runs a PowerShell script. `stdout` is what it wrote to its output, a line an object.
@@ -177,7 +206,7 @@ export function openPowerShell(
       if (full) await Promise.race([once(stdin, 'drain').catch(() => {}), ended])
     }
   }
-  const send = async (text: string, options: ScriptOptions) => {
+  const send = async (text: string, options: ScriptOptions, secrets: Secret[]) => {
     const { step, timeout, onWarning = warn, onProgress, feed } = options
     let timer: NodeJS.Timeout | undefined
     try {
@@ -196,8 +225,9 @@ export function openPowerShell(
           // the far side keeps the limit; this is for one that does not even do that
           timer = setTimeout(() => (late(), kill()), (timeout + GRACE) * 1000)
         }
-        const base64 = Buffer.from(text, 'utf16le').toString('base64')
-        stdin?.write(`${timeout ?? 0} ${feed ? 1 : 0} ${base64}\n`)
+        const base64 = (text: string) => Buffer.from(text, 'utf16le').toString('base64')
+        const words = [text, ...secrets.map((secret) => secret.reveal())].map(base64)
+        stdin?.write(`${timeout ?? 0} ${feed ? 1 : 0} ${words.join(' ')}\n`)
       })
     } catch (error) {
       if (feed) kill() // how much of it was read, nobody knows
@@ -211,7 +241,10 @@ export function openPowerShell(
   let waiting = 0
   const using = (options: ScriptOptions): PowerShell => (pieces, ...values) => {
     waiting++
-    const answer = last.then(() => send(script(pieces, ...values), { ...common, ...options }))
+    const secrets = values.filter((value) => value instanceof Secret)
+    const answer = last.then(() =>
+      send(script(pieces, ...values), { ...common, ...options }, secrets)
+    )
     last = answer.catch(() => {}).finally(() => waiting--)
     return answer
   }
@@ -240,6 +273,11 @@ export function inWsl(): boolean {
     existsSync('/proc/sys/fs/binfmt_misc/WSLInterop-late') // systemd in WSL registers it later
 }
 
+/** Whether this machine's own PowerShell is that of Windows: on it, and in WSL. */
+export function onWindows(): boolean {
+  return process.platform === 'win32' || inWsl()
+}
+
 /**
  * The path by which Windows has a file of this machine. In WSL it is undefined for a file in the Linux
  * file system, which Windows reaches through WSL alone; elsewhere it is the path itself.
@@ -265,8 +303,14 @@ export async function fromWindows(path: string): Promise<string | undefined> {
 export function script(pieces: readonly string[], ...values: Value[]): string {
   let head = ''
   let text = pieces[0] ?? ''
+  let secrets = 0
   values.forEach((value, index) => {
     const next = pieces[index + 1] ?? ''
+    if (value instanceof Secret) {
+      // the loop has put it there
+      text += `\${secret${secrets++}}${next}`
+      return
+    }
     if (/(^|\n)\s*\$\w+ = $/.test(text) && /^\s*(\n|$)/.test(next)) text += literal(value)
     else {
       head += `$value${index} = ${literal(value)}\n`
@@ -285,6 +329,7 @@ export function literal(value: Value): string {
     if (!Number.isFinite(value)) throw new RangeError(`Cannot write ${value} in PowerShell`)
     return Number.isSafeInteger(value) ? `${value}` : `[double]'${value}'`
   }
+  if (value instanceof Secret) throw new TypeError('Cannot write a secret down in PowerShell')
   if (typeof value !== 'string') {
     // @() would open a list that is the only one in it; a comma keeps it
     const comma = value.length === 1 && typeof value[0] === 'object' && value[0] ? ', ' : ''
@@ -741,13 +786,19 @@ $runspace.SessionStateProxy.SetVariable('channel', $channel)
 $lines = New-Object IO.StreamReader $channel
 & $say 'h'
 while ($null -ne ($line = $lines.ReadLine())) {
-  $limit, $feeds, $base64 = $line.Split(' ')
+  $limit, $feeds, $base64, $secrets = $line.Split(' ')
+  $secrets = @($secrets | Where-Object { $_ })
+  $line = $null
   $failure = $null
   $late = $false
   $shell = [PowerShell]::Create()
   $shell.Runspace = $runspace
   try {
     $text = [Text.Encoding]::Unicode.GetString([Convert]::FromBase64String($base64))
+    for ($n = 0; $n -lt $secrets.Count; $n++) {
+      $secret = [Text.Encoding]::Unicode.GetString([Convert]::FromBase64String($secrets[$n]))
+      $runspace.SessionStateProxy.SetVariable("secret$n", (New-Object Net.NetworkCredential '', $secret).SecurePassword)
+    }
     $null = $shell.AddScript('& {' + $text + [char]10 + '}; ''MARK''', $true)
     $clock = [Diagnostics.Stopwatch]::StartNew()
     $run = $shell.BeginInvoke()
@@ -782,6 +833,8 @@ while ($null -ne ($line = $lines.ReadLine())) {
       line = [int]$number
     }
   }
+  for ($n = 0; $n -lt $secrets.Count; $n++) { $runspace.SessionStateProxy.SetVariable("secret$n", $null) }
+  $secret = $secrets = $null
   & $tell
   if ($late) { & $say 't' }
   elseif ($failure) { & $say 'e' (ConvertTo-Json -InputObject $failure -Compress) }
@@ -792,8 +845,7 @@ while ($null -ne ($line = $lines.ReadLine())) {
 `
 
 function defaultProgram(): string {
-  const windows = process.platform === 'win32' || inWsl()
-  return process.env.POWERSHELL || (windows ? 'powershell.exe' : 'pwsh')
+  return process.env.POWERSHELL || (onWindows() ? 'powershell.exe' : 'pwsh')
 }
 
 /** Undefined for a path that wslpath cannot translate. */
