@@ -11,7 +11,14 @@ import { parseMemory } from '../tasks/create-vm.ts'
 import { inspectVm, listVms } from '../tasks/inspect-vm.ts'
 import type { StartVmResult } from '../tasks/start-vm.ts'
 import { guardOptions, readGuard } from '../tasks/guard.ts'
-import { commandLine, dryRun, type Option, parseHost, type PowerShell } from '../tasks/task.ts'
+import {
+  commandLine,
+  dryRun,
+  onWindows,
+  type Option,
+  parseHost,
+  type PowerShell,
+} from '../tasks/task.ts'
 import { beginBundle, BUNDLE, bundleState, finishBundle, removeBundle } from './run/bundle.ts'
 import { freeSpace, type Host, localFolder, openHost } from './run/host.ts'
 import { beginJournal, readJournals, record, stateFolder } from './run/journal.ts'
@@ -297,7 +304,9 @@ async function run(
       call = { ...step, options: { ...step.options, to, force } }
     }
     await record(journal.file, { entry: 'started', step: step.id })
-    const result = await perform(call, { ps: powershellFor(host, step), host, signal, onProgress })
+    const ps = powershellFor(host, step)
+    const here = plan.target.kind === 'local' && onWindows() ? ps : undefined
+    const result = await perform(call, { ps, host, here, signal, onProgress })
     await record(journal.file, { entry: 'done', step: step.id, result })
     return result
   }

@@ -20,7 +20,7 @@ import { writeVdi } from './convert-disk/vdi.ts'
 import { MAX_VHD, writeVhd } from './convert-disk/vhd.ts'
 import { chooseBlockSize, MAX_VHDX, writeVhdx } from './convert-disk/vhdx.ts'
 import { clearSparse, refuseVolume } from './convert-disk/volume.ts'
-import { command, ConnectionError, dryRun, inWsl, type PowerShell, powershell } from './task.ts'
+import { command, ConnectionError, dryRun, onWindows, type PowerShell, powershell } from './task.ts'
 
 export type Format = 'vhdx' | 'vhd' | 'vdi' | 'raw'
 
@@ -120,7 +120,7 @@ export interface DiskDescription extends Layout {
 export async function convertDisk(
   options: ConvertDiskOptions,
   /** Asks Windows about the target's folder. @default on Windows and in WSL, its PowerShell */
-  ps: PowerShell | undefined = process.platform === 'win32' || inWsl() ? powershell : undefined,
+  ps: PowerShell | undefined = onWindows() ? powershell : undefined,
 ): Promise<ConvertDiskResult> {
   const { from, to, disk, fromFormat, engine = 'embedded', force = false } = options
   const format = options.format ?? formatOf(to)

@@ -13,6 +13,8 @@ import process from 'node:process'
 export interface Wsl {
   /** Where drive C is mounted. */
   drive: string
+  /** How often PowerShell was started. */
+  starts: () => Promise<number>
   /** The scripts that PowerShell was given, as they came. */
   scripts: () => Promise<string[]>
   /** Ends it, in `process.env` too. */
@@ -40,12 +42,14 @@ export async function wsl(dir: string, env: NodeJS.ProcessEnv = {}): Promise<Wsl
   }
   const before = Object.fromEntries(Object.keys(changed).map((name) => [name, process.env[name]]))
   assign(changed)
+  const entries = async (): Promise<(string | null)[]> => {
+    const lines = await fs.readFile(log, 'utf8').catch(() => '')
+    return lines.split('\n').filter(Boolean).map((line) => JSON.parse(line))
+  }
   return {
     drive,
-    scripts: async () => {
-      const lines = await fs.readFile(log, 'utf8').catch(() => '')
-      return lines.split('\n').filter(Boolean).map((line) => JSON.parse(line))
-    },
+    starts: async () => (await entries()).filter((entry) => entry === null).length,
+    scripts: async () => (await entries()).filter((entry) => entry !== null),
     close: () => assign(before),
   }
 }
@@ -96,6 +100,7 @@ esac`.replaceAll('\\${', '${')
 /** Hands scripts on to the real PowerShell, with paths of Windows changed to where their files are. */
 async function powershell(args: string[]): Promise<void> {
   const { TEST_MOUNTS: mounts = '', TEST_SCRIPTS: log = '' } = process.env
+  fs.appendFileSync(log, 'null\n') // a start
   const child = spawn('pwsh', args, { stdio: ['pipe', 'inherit', 'inherit'] })
   const boot = Buffer.from(args.at(-1) ?? '', 'base64').toString('utf16le')
   let loop = Number(boot.match(/byte\[\] (\d+)/)?.[1])

@@ -1,10 +1,9 @@
 /** The host of a run: one PowerShell for all its scripts, and where its files are seen from here. */
 import { statfs } from 'node:fs/promises'
 import { dirname, posix, win32 } from 'node:path'
-import process from 'node:process'
 import {
   fromWindows,
-  inWsl,
+  onWindows,
   openPowerShell,
   type PowerShellProcess,
   toWindows,
@@ -29,7 +28,7 @@ export function openHost(host: string): Host {
 /** Where a file of this machine is that its own PowerShell knows by this path. */
 export async function localFile(path: string): Promise<string> {
   if (!isWindowsPath(path)) return path
-  if (process.platform !== 'win32' && !inWsl()) {
+  if (!onWindows()) {
     throw new Error(
       `Cannot write to "${path}": it is a path of Windows, and this is neither Windows nor WSL. ` +
         'Run again with --to ssh://[user@]host[:port]',

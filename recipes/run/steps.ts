@@ -16,6 +16,8 @@ export interface Tools {
   ps: PowerShell
   /** The host that `ps` asks, for a step that sends it more than scripts. */
   host?: PowerShellProcess | undefined
+  /** The same as `ps` where that is of the Windows on this machine. */
+  here?: PowerShell | undefined
   signal?: AbortSignal | undefined
   onProgress?: ((progress: Progress) => void) | undefined
 }
@@ -38,8 +40,11 @@ export const tasks = {
     run: (options: Parameters<typeof checkHost>[0], { ps }) => checkHost(options, ps),
   }),
   'convert-disk': task({
-    run: (options: Parameters<typeof convertDisk>[0], { signal, onProgress }) =>
-      convertDisk({ ...options, ...(signal && { signal }), ...(onProgress && { onProgress }) }),
+    run: (options: Parameters<typeof convertDisk>[0], { here, signal, onProgress }) =>
+      convertDisk(
+        { ...options, ...(signal && { signal }), ...(onProgress && { onProgress }) },
+        here,
+      ),
     undo: (result) => undoConvertDisk(result),
   }),
   'place-disk': task({

@@ -40,6 +40,7 @@ test('makes the VM of Windows, with its disk on the drive of the host’s folder
   const name = 'Bob’s VM'
   const quiet = { screen: () => {} }
   equal(await migrate({ source: [ova], to: 'local', name, state }, quiet), 'done')
+  equal(await here.starts(), 1)
   const folder = join('ProgramData', 'Microsoft', 'Windows', 'Virtual Hard Disks')
   const [disk = ''] = await fs.readdir(join(here.drive, folder))
   match(disk, /\.vhdx$/)
