@@ -148,7 +148,7 @@ export async function setStaticIp(
     $taken = @($all | Where-Object { $_.InterfaceIndex -ne $index } | ForEach-Object { range $_.IPAddress $_.PrefixLength """$($_.InterfaceAlias)"" has $($_.IPAddress)/$($_.PrefixLength)" })
     # an address that is there already stays, whatever leads into its network since
     if (-not $there) {
-      foreach ($route in @(Get-NetRoute -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -ne $index })) {
+      foreach ($route in @(Get-NetRoute | Where-Object { $_.InterfaceIndex -ne $index -and $_.DestinationPrefix -notmatch ':' })) {
         $start, $bits = $route.DestinationPrefix.Split('/')
         # what leads everywhere, in one route or as a VPN does in two, and what is no network
         if ([int]$bits -le 1 -or [int]$start.Split('.')[0] -ge 224 -or $start -like '127.*') { continue }
