@@ -164,6 +164,20 @@ export async function checkHost(
 
     $hyperV = has Get-VMHost
     $off = -not $hyperV
+    # only a 32-bit process on 64-bit Windows has it (learn.microsoft.com/windows/win32/winprog64/wow64-implementation-details)
+    if ($env:PROCESSOR_ARCHITEW6432) {
+      $hyperV = $false
+      $off = $false
+      $path = ('%SystemRoot%', 'sysnative', 'WindowsPowerShell', 'v1.0', 'powershell.exe') -join [char]92
+      $refusals += "Cannot use Hyper-V from a 32-bit PowerShell: its modules are for 64-bit programs only. Set POWERSHELL to $path, or run this from a 64-bit program"
+    }
+    # Bypass on the command line does not outdo a policy that Windows is given
+    $policy = @('MachinePolicy', 'UserPolicy' | ForEach-Object { [string](Get-ExecutionPolicy -Scope $_) } | Where-Object { $_ -in 'Restricted', 'AllSigned' })[0]
+    if ($policy -eq 'Restricted') {
+      $refusals += 'Cannot load the modules that this needs: by Group Policy this Windows runs no scripts, and they are scripts in part. Ask who sets "Turn on Script Execution". Run: Get-ExecutionPolicy -List'
+    } elseif ($policy) {
+      $notes += 'By Group Policy this Windows runs signed scripts only: nothing of this run is a script file, but a Deploy.ps1 is. See: Get-ExecutionPolicy -List'
+    }
     $why = 'Windows has no Hyper-V module, so the feature is off'
     $vmHost = $null
     $switches = @()
@@ -172,13 +186,20 @@ export async function checkHost(
     if ($hyperV) {
       try {
         $vmHost = Get-VMHost
+        if ($vmHost.PSObject.TypeNames[0] -like 'Deserialized.*') {
+          $vmHost = $null
+          throw 'WinPSCompatSession'
+        }
         if ($null -ne $name) { $vms = @(Get-VM) }
         $switches = @(Get-VMSwitch)
         if ($macs.Count -gt 0) { $nics = @(Get-VMNetworkAdapter -All) }
       } catch {
         $hyperV = $false
         $id = $_.FullyQualifiedErrorId
-        if ($id -like 'AccessDenied,*' -or $_.Exception.HResult -eq -2147024891) { $manager = $false; $elevated = $elevated -eq $true }
+        if ($id -eq 'WinPSCompatSession') {
+          # a module that PowerShell 7 cannot load runs in Windows PowerShell (about_Windows_PowerShell_Compatibility)
+          $refusals += 'Cannot use Hyper-V from this PowerShell 7: it has the module run in Windows PowerShell (WinPSCompatSession), and gets copies of VMs that no cmdlet takes. Run again with the environment variable POWERSHELL set to powershell.exe'
+        } elseif ($id -like 'AccessDenied,*' -or $_.Exception.HResult -eq -2147024891) { $manager = $false; $elevated = $elevated -eq $true }
         elseif ((has Get-Service) -and -not (Get-Service -Name vmms -ErrorAction Ignore)) { $off = $true; $why = 'only its commands are installed, and the feature is off' }
         else { $refusals += "Cannot use Hyper-V on this host: it answers ""$($_.Exception.Message.Trim())"" ($id). Run: Start-Service vmms" }
       }

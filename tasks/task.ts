@@ -518,6 +518,8 @@ function here(program = defaultProgram()): Way {
           (ofWindows
             ? `Run: export POWERSHELL=/mnt/c/Windows/System32/WindowsPowerShell/v1.0/powershell.exe`
             : 'Set POWERSHELL to the PowerShell to use, or install one: https://aka.ms/powershell')
+        : limited(stage, how)
+        ? `Cannot use the PowerShell "${program}": ${LIMITED}`
         : stage === 'start' && ofWindows
         ? `Cannot start PowerShell from WSL: it ended at once (${how})${words && `: ${words}`}. ` +
           'Where no program of Windows runs from WSL, run in Windows: wsl --shutdown'
@@ -567,6 +569,7 @@ function overSsh({ name, user, port, program }: SshHost, env: NodeJS.ProcessEnv)
           words && `: ${words}`
         }. ${AGAIN}`
       }
+      if (limited(stage, how)) return `Cannot use the PowerShell of "${name}": ${LIMITED}`
       if (/IDENTIFICATION HAS CHANGED/.test(words)) {
         const known = port && port !== '22' ? `[${name}]:${port}` : name
         return `${cannot} its host key is not the one that is known, so it may be another machine that ` +
@@ -592,6 +595,18 @@ function overSsh({ name, user, port, program }: SshHost, env: NodeJS.ProcessEnv)
         `(Start-Service sshd). Run: ssh ${typed} exit`
     },
   }
+}
+
+/** The exit code with which {@link BOOT} says that it may not read. */
+const LIMITED_CODE = 65
+
+const LIMITED =
+  'it runs in Constrained Language mode, as AppLocker or App Control for Business tells it ' +
+  'to, and may not read what this kit sends. Ask who sets that policy to allow this user PowerShell in ' +
+  'full. See it there: powershell -Command $ExecutionContext.SessionState.LanguageMode'
+
+function limited(stage: Stage, how: string): boolean {
+  return stage === 'start' && how === `exit code ${LIMITED_CODE}`
 }
 
 const AGAIN = 'Run the same again: it goes on from what is done'
@@ -711,6 +726,7 @@ function reader(mark: string, hear: (kind: string, text: string) => void) {
  * take standard input for itself (PowerShell's ConsoleHost.cs, IsUsingDollarInput).
  */
 export const BOOT = `
+if ($ExecutionContext.SessionState.LanguageMode -ne 'FullLanguage') { exit ${LIMITED_CODE} }
 $channel = [Console]::OpenStandardInput()
 $bytes = New-Object byte[] LENGTH
 $at = 0

@@ -71,6 +71,60 @@ test('finds nothing in the way of a VM on a host that has none, and says what th
   assert.ok(result.addresses.length > 0)
 })
 
+test('says which PowerShell to take where this one is of the wrong kind', async () => {
+  await given`$env:PROCESSOR_ARCHITEW6432 = 'AMD64'`
+  try {
+    const { refusals } = await check({ vm: 'demo' })
+    assert.equal(refusals.length, 1)
+    assert.match(
+      String(refusals[0]),
+      /32-bit PowerShell: .+ Set POWERSHELL to %SystemRoot%\\sysnative\\WindowsPowerShell\\v1\.0\\powershell\.exe/,
+    )
+  } finally {
+    await given`Remove-Item env:PROCESSOR_ARCHITEW6432`
+  }
+  // as implicit remoting gives its objects
+  await given`
+    function global:Get-VMHost {
+      $copy = [pscustomobject]@{ LogicalProcessorCount = 8 }
+      $copy.PSObject.TypeNames.Insert(0, 'Deserialized.Microsoft.HyperV.PowerShell.VMHost')
+      $copy
+    }`
+  try {
+    const { refusals } = await check({ vm: 'demo' })
+    assert.equal(refusals.length, 1)
+    assert.match(String(refusals[0]), /WinPSCompatSession.+POWERSHELL set to powershell\.exe$/)
+  } finally {
+    await given`Remove-Item function:Get-VMHost; Import-Module Hyper-V -Force`
+  }
+})
+
+test('tells what Group Policy says of scripts', async () => {
+  const get = async (policy: string) => {
+    await given`
+      $global:policy = ${policy}
+      function global:Get-ExecutionPolicy { if ($args[1] -eq 'MachinePolicy') { $global:policy } else { 'Undefined' } }`
+    return await check({ vm: 'demo' })
+  }
+  try {
+    const { refusals } = await get('Restricted')
+    assert.match(
+      refusals.join('\n'),
+      /^Cannot load the modules .+ Run: Get-ExecutionPolicy -List$/m,
+    )
+    const signed = await get('AllSigned')
+    assert.deepEqual(signed.refusals, [])
+    assert.match(
+      signed.notes.join('\n'),
+      /signed scripts only: nothing of this run is a script file/,
+    )
+    const { notes } = await get('RemoteSigned')
+    assert.doesNotMatch(notes.join('\n'), /Group Policy/)
+  } finally {
+    await given`Remove-Item function:Get-ExecutionPolicy`
+  }
+})
+
 test('changes nothing, and asks only about what is wanted', async () => {
   await check({ vm: 'demo' })
   const called = (await host.calls()).map(({ cmdlet }) => cmdlet)

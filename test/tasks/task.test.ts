@@ -322,6 +322,32 @@ running('says how to name a PowerShell when there is none', async () => {
   }
 })
 
+needs(running, 'pwsh')('says so where policy limits PowerShell’s language', async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'limited-'))
+  const program = join(dir, 'limited')
+  // what the policy does before a script runs
+  const limit = "$ExecutionContext.SessionState.LanguageMode = 'ConstrainedLanguage'"
+  const last = 'eval "last=\\${$#}"'
+  const text = 'text=$(printf %s "$last" | base64 -d | iconv -f UTF-16LE -t UTF-8)'
+  await writeFile(
+    program,
+    `#!/bin/sh\n${last}\n${text}\nexec pwsh -NoProfile -NonInteractive -Command "${
+      limit.replaceAll('$', '\\$')
+    }; $text"\n`,
+    { mode: 0o755 },
+  )
+  const { ps, close } = openPowerShell({ program })
+  try {
+    await fails(
+      ps`1`,
+      /^ConnectionError: Cannot use the PowerShell ".+limited": it runs in Constrained/,
+    )
+  } finally {
+    await close()
+    await rm(dir, { recursive: true })
+  }
+})
+
 running.run()
 
 function fails(
