@@ -128,7 +128,7 @@ test('tells what Group Policy says of scripts', async () => {
 test('changes nothing, and asks only about what is wanted', async () => {
   await check({ vm: 'demo' })
   const called = (await host.calls()).map(({ cmdlet }) => cmdlet)
-  assert.deepEqual(called, ['Get-VMHost', 'Get-VM', 'Get-VMSwitch'])
+  assert.deepEqual(called, ['Get-VMHost', 'Get-VM', 'Get-VMSwitch', 'Get-CimInstance'])
   await check(plan)
   assert.ok((await host.calls()).every(({ cmdlet }) => cmdlet.startsWith('Get-')))
   assert.equal(await host.text(), seed)
