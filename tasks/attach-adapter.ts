@@ -1,5 +1,5 @@
 #!/usr/bin/env zx
-/** Give a Hyper-V VM a network adapter by name: its switch and its MAC address. */
+/** Give a Hyper-V VM a network adapter by name: its switch, its MAC address, its VLAN and what it may do. */
 import { dryRun, hostCommand, powershell } from './task.ts'
 
 export interface AttachAdapterOptions {
@@ -17,11 +17,31 @@ export interface AttachAdapterOptions {
    * @default Hyper-V gives a new adapter one at its first start; one that is there keeps what it has
    */
   mac?: string | undefined
+  /**
+   * Whether frames may leave with other MAC addresses than its own, as those of VMs that run bridged
+   * inside the VM do. @default as it is; off for a new one
+   */
+  macSpoofing?: boolean | undefined
+  /** Whether a DHCP server in the guest is kept from answering others. @default as it is; off for a new one */
+  dhcpGuard?: boolean | undefined
+  /** Whether the guest is told the adapter's name, where its system can show it. @default as it is; off for a new one */
+  deviceNaming?: boolean | undefined
+  /** The VLAN that its frames are in, 1 to 4094; 0 for none. @default as it is; none for a new one */
+  vlan?: number | undefined
   /** @default false */
   dryRun?: boolean | undefined
 }
 
-export interface AttachAdapterResult {
+/** What of an adapter is set besides switch and address; a field is there when it was asked for, or changed. */
+interface AdapterSettings {
+  macSpoofing?: boolean
+  dhcpGuard?: boolean
+  deviceNaming?: boolean
+  /** 0: none. */
+  vlan?: number
+}
+
+export interface AttachAdapterResult extends AdapterSettings {
   changed: boolean
   /** The VM's id. */
   id: string
@@ -40,7 +60,9 @@ export interface AttachAdapterResult {
     switchId: string | null
     /** Null when Hyper-V chose it. */
     mac: string | null
-  }
+    /** Its trunk, where it was one. */
+    trunk?: { native: number; allowed: string }
+  } & AdapterSettings
 }
 
 /**
@@ -52,19 +74,30 @@ export interface AttachAdapterResult {
  * one network take each other's frames.
  */
 export async function attachAdapter(
-  { vm, switch: switchName, name = switchName ?? 'Network Adapter', mac, dryRun = false }:
-    AttachAdapterOptions,
+  options: AttachAdapterOptions,
   ps = powershell,
 ): Promise<AttachAdapterResult> {
+  const { vm, switch: switchName, name = switchName ?? 'Network Adapter', mac } = options
+  const { macSpoofing, dhcpGuard, deviceNaming, vlan, dryRun = false } = options
   refuseName('VM', vm)
   refuseName('adapter', name)
   if (switchName !== undefined) refuseName('switch', switchName)
   const address = mac === undefined ? undefined : macAddress(name, mac)
+  if (vlan !== undefined && !(Number.isInteger(vlan) && vlan >= 0 && vlan <= 4094)) {
+    throw new RangeError(
+      `Cannot put the adapter "${name}" into the VLAN ${vlan}: it is 1 to 4094, or 0 for none. ` +
+        'Run again with for example: --vlan 20',
+    )
+  }
   const { stdout } = await ps`
     $name = ${vm}
     $adapterName = ${name}
     $switchName = ${switchName}
     $mac = ${address}
+    $macSpoofing = ${macSpoofing}
+    $dhcpGuard = ${dhcpGuard}
+    $deviceNaming = ${deviceNaming}
+    $vlan = ${vlan}
     $dryRun = ${dryRun}
     $cannot = "Cannot attach the adapter ""$adapterName"" to ""$name"":"
     $typed = [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent([WildcardPattern]::Escape($name))
@@ -107,6 +140,17 @@ export async function attachAdapter(
     if ($switch) { $result.switch = $switch.Name }
     $connect = $null -ne $switch
     $readdress = $null -ne $mac
+    # what is asked for besides, by the names that Hyper-V has for it
+    $names = @{ macSpoofing = 'MacAddressSpoofing'; dhcpGuard = 'DhcpGuard'; deviceNaming = 'DeviceNaming' }
+    $wanted = [ordered]@{}
+    if ($null -ne $macSpoofing) { $wanted.macSpoofing = $macSpoofing }
+    if ($null -ne $dhcpGuard) { $wanted.dhcpGuard = $dhcpGuard }
+    if ($null -ne $deviceNaming) { $wanted.deviceNaming = $deviceNaming }
+    foreach ($key in $wanted.Keys) { $result[$key] = $wanted[$key] }
+    if ($null -ne $vlan) { $result.vlan = $vlan }
+    $set = [ordered]@{}
+    $tag = $vlan
+    $was = $null
     if ($adapter) {
       $before = [ordered]@{ switch = $null; switchId = $null; mac = $null }
       if ($adapter.SwitchName) { $before.switch = [string]$adapter.SwitchName; $before.switchId = [string]$adapter.SwitchId }
@@ -117,12 +161,27 @@ export async function attachAdapter(
       $result.name = $adapter.Name
       if ($null -eq $switch) { $result.switch = $before.switch }
       if ($null -eq $mac) { $result.mac = $before.mac }
-      $result.changed = $connect -or $readdress
+      foreach ($key in $wanted.Keys) {
+        $is = [string]$adapter.($names[$key]) -eq 'On'
+        if ($is -ne $wanted[$key]) { $set[$key] = $wanted[$key]; $before[$key] = $is }
+      }
+      if ($null -ne $vlan) {
+        $was = Get-VMNetworkAdapterVlan -VMNetworkAdapter $adapter
+        $mode = [string]$was.OperationMode
+        if ($mode -notin 'Untagged', 'Access', 'Trunk') { throw "$cannot its VLANs are $mode, which is not undone once changed. Run: Set-VMNetworkAdapterVlan -VMName '$typed' -VMNetworkAdapterName with -Untagged" }
+        $number = if ($mode -eq 'Access') { [int]$was.AccessVlanId } else { 0 }
+        if ($mode -ne 'Trunk' -and $number -eq $vlan) { $tag = $null }
+        elseif ($mode -eq 'Trunk') { $before.trunk = [ordered]@{ native = [int]$was.NativeVlanId; allowed = [string]$was.AllowedVlanIdListString } }
+        else { $before.vlan = $number }
+      }
+      $result.changed = $connect -or $readdress -or $set.Count -gt 0 -or $null -ne $tag
       if ($result.changed) { $result.before = $before }
       if ($readdress -and $state -ne 'Off') {
         throw "$cannot the VM is $state, and a MAC address changes only while it is off. Run: Stop-VM -Name '$typed'"
       }
     } else {
+      foreach ($key in $wanted.Keys) { if ($wanted[$key]) { $set[$key] = $true } }
+      if ($tag -eq 0) { $tag = $null }
       if ($state -ne 'Off' -and -not ($state -eq 'Running' -and $vm.Generation -eq 2)) {
         throw "$cannot the VM is of generation $($vm.Generation) and $state, and takes a new adapter only while it is off. Run: Stop-VM -Name '$typed'"
       }
@@ -131,8 +190,17 @@ export async function attachAdapter(
       }
     }
 
+    function settings($adapter, $values) {
+      $given = @{}
+      foreach ($key in $values.Keys) { $given[$names[$key]] = if ($values[$key]) { 'On' } else { 'Off' } }
+      if ($given.Count -gt 0) { Set-VMNetworkAdapter -VMNetworkAdapter $adapter @given }
+    }
+    function tagged($adapter, $number) {
+      if ($number -eq 0) { Set-VMNetworkAdapterVlan -VMNetworkAdapter $adapter -Untagged } else { Set-VMNetworkAdapterVlan -VMNetworkAdapter $adapter -Access -VlanId $number }
+    }
     if ($result.changed -and -not $dryRun) {
       $made = $null
+      $done = @()
       try {
         if ($null -eq $adapter) {
           $new = @{ Name = $adapterName; Passthru = $true }
@@ -142,6 +210,9 @@ export async function attachAdapter(
         } elseif ($readdress) {
           Set-VMNetworkAdapter -VMNetworkAdapter $adapter -StaticMacAddress $mac
         }
+        # before it is connected, so that no frame leaves in another VLAN
+        if ($set.Count -gt 0) { settings $adapter $set; $done += 'settings' }
+        if ($null -ne $tag) { tagged $adapter $tag; $done += 'vlan' }
         if ($connect) { Connect-VMNetworkAdapter -VMNetworkAdapter $adapter -VMSwitch $switch }
         $result.adapter = [string]$adapter.Id
       } catch {
@@ -149,10 +220,18 @@ export async function attachAdapter(
         if ($made) { Remove-VMNetworkAdapter -VMNetworkAdapter $made }
         elseif ($readdress -and $null -eq $before.mac) { Set-VMNetworkAdapter -VMNetworkAdapter $adapter -DynamicMacAddress }
         elseif ($readdress) { Set-VMNetworkAdapter -VMNetworkAdapter $adapter -StaticMacAddress $before.mac }
+        if (-not $made -and $done -contains 'vlan') {
+          if ($before.trunk) { Set-VMNetworkAdapterVlan -VMNetworkAdapter $adapter -Trunk -NativeVlanId $before.trunk.native -AllowedVlanIdList $before.trunk.allowed } else { tagged $adapter $before.vlan }
+        }
+        if (-not $made -and $done -contains 'settings') {
+          $old = @{}
+          foreach ($key in $set.Keys) { $old[$key] = $before[$key] }
+          settings $adapter $old
+        }
         throw $failure
       }
     }
-    ConvertTo-Json -InputObject $result -Compress -Depth 4`
+    ConvertTo-Json -InputObject $result -Compress -Depth 5`
   return JSON.parse(stdout) as AttachAdapterResult
 }
 
@@ -193,6 +272,17 @@ export async function undoAttachAdapter(
       if ($null -eq $mac) { Set-VMNetworkAdapter -VMNetworkAdapter $adapter -DynamicMacAddress }
       else { Set-VMNetworkAdapter -VMNetworkAdapter $adapter -StaticMacAddress $mac }
     }
+    $given = @{}
+    foreach ($pair in @('macSpoofing', 'MacAddressSpoofing'), @('dhcpGuard', 'DhcpGuard'), @('deviceNaming', 'DeviceNaming')) {
+      $old = $result.before.($pair[0])
+      if ($null -ne $old -and ([string]$adapter.($pair[1]) -eq 'On') -ne $old) { $given[$pair[1]] = if ($old) { 'On' } else { 'Off' } }
+    }
+    if ($given.Count -gt 0) { Set-VMNetworkAdapter -VMNetworkAdapter $adapter @given }
+    $trunk = $result.before.trunk
+    $vlan = $result.before.vlan
+    if ($trunk) { Set-VMNetworkAdapterVlan -VMNetworkAdapter $adapter -Trunk -NativeVlanId $trunk.native -AllowedVlanIdList $trunk.allowed }
+    elseif ($vlan) { Set-VMNetworkAdapterVlan -VMNetworkAdapter $adapter -Access -VlanId $vlan }
+    elseif ($null -ne $vlan) { Set-VMNetworkAdapterVlan -VMNetworkAdapter $adapter -Untagged }
     $connected = $null
     if ($adapter.SwitchName) { $connected = [string]$adapter.SwitchId }
     if ($connected -eq $switchId) { return }
@@ -243,6 +333,10 @@ await hostCommand(
     switch: { type: 'string', describe: 'The switch’s name', example: 'Static-NAT' },
     name: { type: 'string', describe: 'The adapter’s name [default: the switch’s]' },
     mac: { type: 'string', describe: 'Its MAC address', example: '08-00-27-AA-BB-CC' },
+    macSpoofing: { type: 'boolean', describe: 'Let VMs inside the VM be bridged through it' },
+    dhcpGuard: { type: 'boolean', describe: 'Keep a DHCP server in the guest from answering' },
+    deviceNaming: { type: 'boolean', describe: 'Tell the guest the adapter’s name' },
+    vlan: { type: 'number', describe: 'Its VLAN, 1 to 4094; 0 for none' },
     dryRun,
   },
   attachAdapter,

@@ -248,6 +248,79 @@ test('gives the address back when the adapter cannot be connected', async ({ hos
   deepEqual({ ...await host.state(), faults: before.faults }, before)
 })
 
+test('gives a new adapter its VLAN and what it may do before it is connected', async ({ host }) => {
+  const options = { vm: 'web', switch: 'Static-NAT', macSpoofing: true, dhcpGuard: false, vlan: 20 }
+  const before = await host.state()
+  const text = await host.text()
+  const dry = await attachAdapter({ ...options, dryRun: true }, host.ps)
+  equal(await host.text(), text)
+  const calls = (await changing(host)).length
+  const result = await attachAdapter(options, host.ps)
+  deepEqual({ ...result, adapter: null }, dry)
+  deepEqual([result.macSpoofing, result.dhcpGuard, result.vlan], [true, false, 20])
+  deepEqual((await changing(host)).slice(calls), [
+    'Add-VMNetworkAdapter',
+    'Set-VMNetworkAdapter',
+    'Set-VMNetworkAdapterVlan',
+    'Connect-VMNetworkAdapter',
+  ])
+  deepEqual(await settings(host), { spoofing: 'On', dhcpGuard: 'Off', naming: 'Off', vlan: 20 })
+  const now = await host.text()
+  equal((await attachAdapter(options, host.ps)).changed, false)
+  equal(await host.text(), now)
+  await undoAttachAdapter(result, host.ps)
+  deepEqual(await host.state(), before)
+})
+
+test('changes what an adapter may do while the VM runs, and puts it back', async ({ host }) => {
+  await attachAdapter({ vm: 'web', name: 'lan', vlan: 10, dhcpGuard: true }, host.ps)
+  await host.ps`Start-VM -Name 'web'`
+  const options = { vm: 'web', name: 'lan', vlan: 0, dhcpGuard: false, deviceNaming: true }
+  const result = await attachAdapter(options, host.ps)
+  deepEqual([result.before?.vlan, result.before?.dhcpGuard, result.before?.deviceNaming], [
+    10,
+    true,
+    false,
+  ])
+  deepEqual(await settings(host), { spoofing: 'Off', dhcpGuard: 'Off', naming: 'On', vlan: 0 })
+  for (let times = 0; times < 2; times++) {
+    await undoAttachAdapter(result, host.ps)
+    deepEqual(await settings(host), { spoofing: 'Off', dhcpGuard: 'On', naming: 'Off', vlan: 10 })
+  }
+})
+
+test('puts a trunk back', async ({ host }) => {
+  await attachAdapter({ vm: 'web', name: 'lan' }, host.ps)
+  await host.ps`
+    Set-VMNetworkAdapterVlan -VMNetworkAdapter (Get-VMNetworkAdapter -VMName 'web') -Trunk -NativeVlanId 1 -AllowedVlanIdList '1-100'`
+  const before = await host.state()
+  const result = await attachAdapter({ vm: 'web', name: 'lan', vlan: 20 }, host.ps)
+  deepEqual(result.before?.trunk, { native: 1, allowed: '1-100' })
+  await undoAttachAdapter(result, host.ps)
+  deepEqual(await host.state(), before)
+})
+
+test('puts VLAN and settings back when the adapter cannot be connected', async ({ host }) => {
+  await attachAdapter({ vm: 'web', name: 'lan', vlan: 10 }, host.ps)
+  const before = await host.state()
+  await fault(host, 'Connect-VMNetworkAdapter')
+  const options = { vm: 'web', name: 'lan', switch: 'Other', vlan: 20, macSpoofing: true }
+  await rejects(attachAdapter(options, host.ps), { hresult: '0x80070490' })
+  deepEqual({ ...await host.state(), faults: before.faults }, before)
+})
+
+test('refuses a VLAN that no network has before the host is asked', async ({ host }) => {
+  const calls = await host.calls()
+  for (const vlan of [-1, 4095, 1.5, NaN]) {
+    await rejects(attachAdapter({ vm: 'web', name: 'lan', vlan }, host.ps), {
+      message:
+        `Cannot put the adapter "lan" into the VLAN ${vlan}: it is 1 to 4094, or 0 for none. ` +
+        'Run again with for example: --vlan 20',
+    })
+  }
+  deepEqual(await host.calls(), calls)
+})
+
 test('refuses an address that no adapter can have before the host is asked', async ({ host }) => {
   const calls = await host.calls()
   const cannot = 'Cannot give the adapter "lan" the MAC address'
@@ -310,6 +383,12 @@ async function make(host: SimulatedHost, name: string, generation = 2): Promise<
     $generation = ${generation}
     $vm = New-VM -Name $name -Generation $generation -NoVHD -MemoryStartupBytes 1GB
     Get-VMNetworkAdapter -VM $vm | Remove-VMNetworkAdapter`
+}
+
+/** What the VM's only adapter may do, and its VLAN. */
+async function settings(host: SimulatedHost): Promise<unknown> {
+  const [{ spoofing, dhcpGuard, naming, vlan }] = (await host.state()).vms[0].nics
+  return { spoofing, dhcpGuard, naming, vlan: vlan?.access ?? 0 }
 }
 
 interface Adapter {
