@@ -13,6 +13,7 @@ import { createSwitch, undoCreateSwitch } from '../../tasks/create-switch.ts'
 import { createVm, undoCreateVm } from '../../tasks/create-vm.ts'
 import { enableNested, undoEnableNested } from '../../tasks/enable-nested.ts'
 import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
+import { setGuestIp, undoSetGuestIp } from '../../tasks/set-guest-ip.ts'
 import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
 import { readNetwork } from '../../tasks/show-network.ts'
 import { startVm, undoStartVm } from '../../tasks/start-vm.ts'
@@ -102,6 +103,7 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
       ['enable-nested', '--vm', 'demo'],
       ['show-network', '--format', 'json'],
       ['start-vm', '--vm', 'demo'],
+      ['set-guest-ip', '--vm', 'demo', '--guest-ip', '192.168.56.191'],
     ]
     deepEqual(tasks.filter((task) => !commands.some(([name]) => `${name}.ts` === task)), [])
     for (const [task = '', ...args] of commands) {
@@ -187,6 +189,7 @@ test('leaves the host as it was on a dry run, and its scripts have no syntax tha
   await job(attachAdapter, { vm: 'demo', switch: 'Static-NAT' }, undoAttachAdapter)
   await job(enableNested, { vm: 'demo' }, undoEnableNested)
   await job(startVm, { vm: 'demo' }, undoStartVm)
+  await job(setGuestIp, { vm: 'demo', guestIp: '192.168.56.191' }, undoSetGuestIp)
   for (const undo of done.reverse()) await undo()
   equal((await host.state()).vms.length, 0)
 
