@@ -9,6 +9,12 @@ import { checkHost, type CheckHostResult } from '../tasks/check-host.ts'
 import { inspectDisk } from '../tasks/convert-disk.ts'
 import { parseMemory } from '../tasks/create-vm.ts'
 import { inspectVm, listVms } from '../tasks/inspect-vm.ts'
+import {
+  credentialOptions,
+  type GuestCredential,
+  readCredential,
+  type SetGuestIpResult,
+} from '../tasks/set-guest-ip.ts'
 import type { StartVmResult } from '../tasks/start-vm.ts'
 import { guardOptions, readGuard } from '../tasks/guard.ts'
 import {
@@ -52,6 +58,8 @@ export interface MigrateTools {
   signal?: AbortSignal | undefined
   /** Opens `local` or `ssh://...`. @default by the PowerShell there */
   host?: ((name: string) => Host) | undefined
+  /** An administrator of the guest, for its address by PowerShell Direct. */
+  credential?: GuestCredential | undefined
 }
 
 export type Outcome = 'done' | 'same' | 'dry-run' | 'declined'
@@ -99,7 +107,7 @@ export async function migrate(options: MigrateOptions, tools: MigrateTools): Pro
     }
     screen({ event: 'plan', plan, refusals })
     if (refusals.length > 0) throw new Error([...new Set(refusals)].join('\n'))
-    if (options.dryRun) return await rehearse(plan, host, screen)
+    if (options.dryRun) return await rehearse(plan, host, tools)
     if (tools.agree && !await tools.agree(plan)) return 'declined'
     return await run(plan, host, { ...tools, signal, state })
   } finally {
@@ -265,7 +273,11 @@ async function sizeThere(path: string, ps: PowerShell): Promise<number | undefin
 }
 
 /** Asks every step what it would change, and changes nothing. */
-async function rehearse(plan: Plan, host: Host | undefined, screen: Screen): Promise<Outcome> {
+async function rehearse(
+  plan: Plan,
+  host: Host | undefined,
+  { screen, credential }: MigrateTools,
+): Promise<Outcome> {
   const changes = new Set<string>()
   for (const step of plan.steps) {
     const { id, title, needs, where } = step
@@ -276,9 +288,10 @@ async function rehearse(plan: Plan, host: Host | undefined, screen: Screen): Pro
     if (where === 'here') say(step.already ? 'same' : 'would')
     else if (host === undefined || step.task === 'check-host') continue
     else if (needs.some((need) => changes.has(need))) say('unknown')
-    else {say(
-        (await perform(step, { ps: powershellFor(host, step) }, true)).changed ? 'would' : 'same',
-      )}
+    else {
+      const ps = powershellFor(host, step)
+      say((await perform(step, { ps, credential }, true)).changed ? 'would' : 'same')
+    }
   }
   const next = changes.size ? 'Nothing was changed: this was a dry run.' : NOTHING_TO_DO
   screen({ event: 'end', outcome: 'dry-run', next: [next] })
@@ -288,7 +301,7 @@ async function rehearse(plan: Plan, host: Host | undefined, screen: Screen): Pro
 async function run(
   plan: Plan,
   host: Host | undefined,
-  { screen, live = false, signal, state }: MigrateTools & { state: string },
+  { screen, live = false, signal, credential, state }: MigrateTools & { state: string },
 ): Promise<Outcome> {
   const dir = plan.target.kind === 'bundle' ? resolve(plan.target.dir) : undefined
   const stage = plan.target.kind === 'ssh' ? plan.target.stage : undefined
@@ -306,7 +319,7 @@ async function run(
     await record(journal.file, { entry: 'started', step: step.id })
     const ps = powershellFor(host, step)
     const here = plan.target.kind === 'local' && onWindows() ? ps : undefined
-    const result = await perform(call, { ps, host, here, signal, onProgress })
+    const result = await perform(call, { ps, host, here, signal, onProgress, credential })
     await record(journal.file, { entry: 'done', step: step.id, result })
     return result
   }
@@ -317,7 +330,7 @@ async function run(
       task: async (_, task) => {
         signal?.throwIfAborted()
         const { id, title } = step
-        const say = (state: 'started' | 'done' | 'same' | 'failed', text?: string) =>
+        const say = (state: 'started' | 'done' | 'same' | 'left' | 'failed', text?: string) =>
           screen({ event: 'step', step: id, title, state, ...(text && { text }) })
         const rate = measure()
         let shown = 0
@@ -334,6 +347,7 @@ async function run(
         })
         results.set(id, result)
         if (result.changed || step.task === 'check-host') return say('done')
+        if (result.set === false) return say('left')
         say('same')
         if (live) task.skip(`${title} (${step.already ?? 'already so'})`)
       },
@@ -369,7 +383,8 @@ async function run(
 /** Asks every step once more: whatever would still change something is not as planned. */
 async function verify(plan: Plan, host: Host): Promise<void> {
   for (const step of plan.steps) {
-    if (step.where !== 'host' || step.task === 'check-host') continue
+    // an address in the guest was read back when it was set
+    if (step.where !== 'host' || ['check-host', 'set-guest-ip'].includes(step.task)) continue
     if (!(await perform(step, { ps: powershellFor(host, step) }, true)).changed) continue
     throw new Error(
       `Cannot confirm the step "${step.title}": asked again, the host is not as it was left`,
@@ -396,7 +411,7 @@ function nextSteps(plan: Plan, results: Map<string, StepResult>, same: boolean):
     started?.adapters.flatMap((adapter) =>
       adapter.addresses.map((address) => `${address} on ${adapter.name}`)
     ) ?? []
-  const internal = plan.steps.find(({ task }) => task === 'set-static-ip')
+  const guest = results.get('set-guest-ip') as SetGuestIpResult & StepResult | undefined
   return [
     ...warnings,
     same ? NOTHING_TO_DO : `"${name}" is on Hyper-V.`,
@@ -407,7 +422,7 @@ function nextSteps(plan: Plan, results: Map<string, StepResult>, same: boolean):
       ]
       : []),
     ...(addresses.length ? [`Its addresses: ${addresses.join(', ')}`] : []),
-    ...(internal?.task === 'set-static-ip' ? guestAddress(plan, addresses, internal.options) : []),
+    ...(guest ? guestAddress(guest) : []),
     `Open its window: vmconnect ${
       target.kind === 'ssh' ? parseHost(target.url).name : 'localhost'
     } "${name}"`,
@@ -415,19 +430,19 @@ function nextSteps(plan: Plan, results: Map<string, StepResult>, same: boolean):
   ]
 }
 
-/** The guest's own address is the guest's to set: what to type there. */
-function guestAddress(
-  { guestIp }: Plan,
-  addresses: string[],
-  { hostIp }: { hostIp: string },
-): string[] {
-  if (guestIp === undefined || addresses.some((text) => text.startsWith(`${guestIp} `))) return []
-  const [gateway, prefix] = hostIp.split('/') as [string, string]
+/** What came of the guest's address, and what to type there where it is left to a person. */
+function guestAddress({ set, guestIp, via, seenBy, notes, commands }: SetGuestIpResult): string[] {
+  const ways = { direct: 'by PowerShell Direct', kvp: 'by its integration services', print: '' }
+  if (set) {
+    const how = via === null || via === 'print' ? 'as before' : ways[via]
+    return [`The guest has ${guestIp}, ${how}${seenBy ? `, as ${seenBy} tell` : ''}.`, ...notes]
+  }
   return [
-    `The guest does not have ${guestIp} yet. Set it in the guest. Windows, on the adapter of that network:`,
-    `  New-NetIPAddress -InterfaceAlias NAME -IPAddress ${guestIp} -PrefixLength ${prefix}`,
-    `Linux: nmcli connection modify NAME ipv4.method manual ipv4.addresses ${guestIp}/${prefix}` +
-    ` (host: ${gateway})`,
+    ...notes,
+    `The guest does not have ${guestIp} yet. Type in the guest:`,
+    ...commands.flatMap((
+      { guest, lines },
+    ) => [`  ${guest}:`, ...lines.map((line) => `    ${line}`)]),
   ]
 }
 
@@ -458,11 +473,18 @@ const options: Record<string, Option> = {
   internal: { type: 'string', describe: 'Internal switch to attach to', example: 'Static-NAT' },
   hostIp: {
     type: 'string',
-    describe: 'The host’s address there, with prefix length',
+    describe: 'The host’s address there, with prefix length, or auto for a free one',
     example: '192.168.56.1/24',
   },
   nat: { type: 'boolean', describe: 'Whether that network reaches out by NAT' },
   guestIp: { type: 'string', describe: 'The address that the guest is to have there' },
+  pin: { type: 'boolean', describe: 'Fix the address that the guest has there' },
+  via: {
+    choices: ['auto', 'direct', 'kvp', 'print'],
+    describe: 'How the guest gets it: PowerShell Direct, integration services, or typed by you',
+  },
+  guestUser: credentialOptions.user,
+  guestCredential: credentialOptions.credential,
   nested: { type: 'boolean', describe: 'Let the VM run hypervisors (WSL 2, Docker)' },
   start: { type: 'boolean', default: true, describe: 'Start the VM in the end' },
   config: {
@@ -478,19 +500,27 @@ const options: Record<string, Option> = {
 }
 
 const given = await commandLine<
-  Omit<MigrateOptions, 'revertAfter'> & { revertAfter?: string; yes?: boolean; json?: boolean }
+  Omit<MigrateOptions, 'revertAfter'> & {
+    revertAfter?: string
+    yes?: boolean
+    json?: boolean
+    guestUser?: string
+    guestCredential?: string
+  }
 >(
   import.meta,
   'Move a VirtualBox VM to Hyper-V',
   options,
 )
 if (given) {
-  const { yes, json, ...options } = given
+  const { yes, json, guestUser: user, guestCredential, ...options } = given
   const { screen, live, person } = terminal(json)
   try {
+    const credential = await readCredential({ user, credential: guestCredential })
     await migrate(readGuard(options), {
       screen,
       live,
+      credential,
       signal: stopSignal(),
       ...(person && !yes && { agree: () => confirm({ message: 'Go ahead?' }) }),
       ...(person && {

@@ -125,8 +125,8 @@ function generalize(plan: Plan): { steps: Step[]; parameters: Parameter[]; files
           options: { ...options, switch: named(options.switch) as string, ...card },
         }]
       }
-      if (general.task === 'attach-adapter' || general.task === 'set-static-ip') {
-        const { options } = general
+      if (['attach-adapter', 'set-static-ip', 'set-guest-ip'].includes(general.task)) {
+        const options = general.options as { switch?: string }
         return [{ ...general, options: { ...options, switch: named(options.switch) } } as Step]
       }
       return [general]
@@ -259,7 +259,12 @@ function Invoke-Step {
   }
   $done = if (-not $result.changed) { 'already so' } elseif ($DryRun) { 'would do  ' } else { 'done      ' }
   if ($null -eq $result.changed) { $done = 'checked   ' }
+  if ($result.set -eq $false -and -not $result.changed) { $done = 'left to do' }
   Write-Line "$done  $Title"
+  foreach ($command in @($result.commands | Where-Object { $_ })) {
+    Write-Line "            Type in the guest ($($command.guest)):"
+    foreach ($line in $command.lines) { Write-Line "              $line" }
+  }
 }
 
 Push-Location -LiteralPath $PSScriptRoot

@@ -28,11 +28,15 @@ export interface Wishes extends GuardOptions {
   /** Whether the host goes on using the adapter of the external switch. @default true */
   share?: boolean | undefined
   internal?: string | undefined
-  /** The host's address on the internal switch, as address/prefix length. */
+  /** The host's address on the internal switch, as address/prefix length, or `auto` for a free one. */
   hostIp?: string | undefined
   nat?: boolean | undefined
   /** The address the guest is to have on the internal switch. */
   guestIp?: string | undefined
+  /** Whether to fix the address that the guest has on the internal switch, else on the external one. */
+  pin?: boolean | undefined
+  /** How the guest gets it, as set-guest-ip takes it. @default auto */
+  via?: 'auto' | 'direct' | 'kvp' | 'print' | undefined
   nested?: boolean | undefined
   start?: boolean | undefined
 }
@@ -99,8 +103,6 @@ export interface Plan {
     dir: string
   }
   vm: { generation: 1 | 2; why: string; cpus: number; memory: number }
-  /** The address that the guest is to have, which is the guest's to set. */
-  guestIp?: string
   steps: Step[]
   /** What is worth knowing and no obstacle. */
   notes: string[]
@@ -173,7 +175,9 @@ export function makePlan(
       memory,
       disk: places,
       mac: adapters.wanted.flatMap(({ mac }) => mac ?? []),
-      ...pick(wishes, 'external', 'adapter', 'share', 'internal', 'hostIp', 'nat', 'nested'),
+      ...pick(wishes, 'external', 'adapter', 'share', 'internal', 'nested'),
+      // a free address is looked for when it is set
+      ...(wishes.hostIp !== 'auto' && pick(wishes, 'hostIp', 'nat')),
       ...(local && { storage: folder, space: spaceFor(disks) }),
     },
   })
@@ -248,15 +252,14 @@ export function makePlan(
     })
     switches.push(made)
     if (wishes.hostIp !== undefined) {
+      const address = wishes.hostIp === 'auto' ? 'a free address' : wishes.hostIp
       add({
         id: 'set-static-ip',
         task: 'set-static-ip',
         where: 'host',
         needs: [made],
-        title: `Give the host ${wishes.hostIp} on "${wishes.internal}"${
-          wishes.nat ? ', with NAT' : ''
-        }`,
-        undo: `remove ${wishes.hostIp}${wishes.nat ? ' and its NAT' : ''} if this made it`,
+        title: `Give the host ${address} on "${wishes.internal}"${wishes.nat ? ', with NAT' : ''}`,
+        undo: `remove ${address}${wishes.nat ? ' and its NAT' : ''} if this made it`,
         options: { switch: wishes.internal, hostIp: wishes.hostIp, ...pick(wishes, 'nat') },
       })
     }
@@ -314,6 +317,34 @@ export function makePlan(
       options: { vm: name },
     })
   }
+  const { guestIp, pin } = wishes
+  const network = wishes.internal ?? wishes.external
+  if ((guestIp !== undefined || pin) && network !== undefined) {
+    const options = {
+      vm: name,
+      switch: network,
+      name: network,
+      ...pick(wishes, 'guestIp', 'pin', 'via'),
+    }
+    if (wishes.start ?? true) {
+      add({
+        id: 'set-guest-ip',
+        task: 'set-guest-ip',
+        where: 'host',
+        needs: steps.filter(({ where }) => where === 'host').map(({ id }) => id),
+        title: pin
+          ? `Fix the guest’s address on "${network}"`
+          : `Give the guest ${guestIp} on "${network}"`,
+        undo: `give the guest back what it had on "${network}"`,
+        options,
+      })
+    } else {
+      notes.push(
+        `The guest gets its address when it runs: npx zx tasks/set-guest-ip.ts --vm NAME ` +
+          `--switch NAME ${pin ? '--pin' : `--guest-ip ${guestIp}`}`,
+      )
+    }
+  }
   if (vm.kind === 'virtualbox' || vm.kind === 'vbox') {
     notes.push(
       'The VM in VirtualBox stays as it is. Do not run both on one network: they have the same MAC addresses.',
@@ -330,7 +361,6 @@ export function makePlan(
       ? { kind: 'ssh', url: target.url, stage: stage as string }
       : target,
     vm: { generation, why, cpus, memory },
-    ...(wishes.guestIp !== undefined && { guestIp: wishes.guestIp }),
     steps,
     notes,
   }
@@ -458,8 +488,8 @@ function refuseSource(vm: VmDescription, disks: Disks): string[] {
 }
 
 function refuseWishes(wishes: Wishes): string[] {
-  const { external, adapter, share, guard, revertAfter, probe, internal, hostIp, nat, guestIp } =
-    wishes
+  const { external, adapter, share, guard, revertAfter, probe } = wishes
+  const { internal, hostIp, nat, guestIp, pin, via } = wishes
   const refusals: string[] = []
   const alone = (option: string, needed: string) =>
     refusals.push(
@@ -473,13 +503,26 @@ function refuseWishes(wishes: Wishes): string[] {
   if (internal === undefined && hostIp !== undefined) alone('--host-ip', '--internal')
   if (hostIp === undefined && nat !== undefined) alone('--nat', '--host-ip')
   if (hostIp === undefined && guestIp !== undefined) alone('--guest-ip', '--host-ip')
+  if (internal === undefined && external === undefined && pin) alone('--pin', '--internal')
+  if (guestIp === undefined && !pin && via !== undefined) alone('--via', '--guest-ip')
+  if (guestIp !== undefined && pin) {
+    refusals.push(
+      'Cannot fix the guest’s address and give it another. Run again with --pin or --guest-ip alone',
+    )
+  }
+  if (guestIp !== undefined && hostIp === 'auto') {
+    refusals.push(
+      `Cannot give the guest ${guestIp}: the network is chosen when the host’s address is. ` +
+        'Run again with the host’s address: --host-ip 192.168.56.1/24',
+    )
+  }
   if (external !== undefined && external.toLowerCase() === internal?.toLowerCase()) {
     refusals.push(
       `Cannot make two switches named "${external}". Give --external and --internal two names`,
     )
   }
   const host = hostIp === undefined ? undefined : parseAddress(hostIp)
-  if (hostIp !== undefined && host?.prefix === undefined) {
+  if (hostIp !== undefined && hostIp !== 'auto' && host?.prefix === undefined) {
     refusals.push(
       `Cannot use "${hostIp}" as the host's address: it is not address/prefix length. Example: 192.168.56.1/24`,
     )

@@ -15,9 +15,9 @@ export type RunEvent =
 
 /**
  * `would` and `unknown` are a dry run's: it would change something; it cannot be asked before an
- * earlier step is done.
+ * earlier step is done. `left`: it is a person's to do, and the end says how.
  */
-export type StepState = 'started' | 'done' | 'same' | 'would' | 'unknown' | 'failed'
+export type StepState = 'started' | 'done' | 'same' | 'left' | 'would' | 'unknown' | 'failed'
 
 export type Screen = (event: RunEvent) => void
 
@@ -101,6 +101,7 @@ const STATES: Record<StepState, string> = {
   started: 'begins    ',
   done: 'done      ',
   same: 'already so',
+  left: 'left to do',
   would: 'would do  ',
   unknown: 'would do  ',
   failed: 'failed    ',

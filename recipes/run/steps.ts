@@ -6,6 +6,7 @@ import { createSwitch, undoCreateSwitch } from '../../tasks/create-switch.ts'
 import { createVm, undoCreateVm } from '../../tasks/create-vm.ts'
 import { enableNested, undoEnableNested } from '../../tasks/enable-nested.ts'
 import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
+import { type GuestCredential, setGuestIp, undoSetGuestIp } from '../../tasks/set-guest-ip.ts'
 import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
 import { startVm, undoStartVm } from '../../tasks/start-vm.ts'
 import { type PowerShell, type PowerShellProcess, script } from '../../tasks/task.ts'
@@ -19,6 +20,8 @@ export interface Tools {
   /** The same as `ps` where that is of the Windows on this machine. */
   here?: PowerShell | undefined
   signal?: AbortSignal | undefined
+  /** The guest's account, which is in no plan and no journal. */
+  credential?: GuestCredential | undefined
   onProgress?: ((progress: Progress) => void) | undefined
 }
 
@@ -83,6 +86,11 @@ export const tasks = {
   'start-vm': task({
     run: (options: Parameters<typeof startVm>[0], { ps }) => startVm(options, ps),
     undo: (result, { ps }) => undoStartVm(result, ps),
+  }),
+  'set-guest-ip': task({
+    run: (options: Omit<Parameters<typeof setGuestIp>[0], 'credential'>, { ps, credential }) =>
+      setGuestIp({ ...options, ...(credential && { credential }) }, ps),
+    undo: (result, { ps }) => undoSetGuestIp(result, ps),
   }),
 }
 
