@@ -40,7 +40,9 @@ try {
   // this Node writes to no pipe under Wine
   const log = join(dir, 'log')
   const output = await fs.open(log, 'w')
-  const args = ['node_modules/uvu/bin.js', 'test', process.argv[2] ?? '\\.test\\.ts$']
+  // WSL is Linux; the others need a host for all that they test
+  const all = '^(?!.*(wsl|guard|set-guest-ip)\\.test).*\\.test\\.ts$'
+  const args = ['node_modules/uvu/bin.js', 'test', process.argv[2] ?? all]
   const child = spawn(wine, [node, ...args], {
     cwd: root,
     stdio: ['ignore', output, output],
