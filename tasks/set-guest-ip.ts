@@ -32,7 +32,7 @@ export interface SetGuestIpOptions {
   via?: 'auto' | 'direct' | 'kvp' | 'print' | undefined
   /** An administrator's account of the guest, for `direct`. */
   credential?: GuestCredential | undefined
-  /** Seconds to wait until the guest reports the address. @default 30 */
+  /** Seconds to wait for a guest that has just started, and then until it reports the address. @default 30 */
   timeout?: number | undefined
   /** @default false */
   dryRun?: boolean | undefined
@@ -172,7 +172,9 @@ export async function setGuestIp(
     $seen = @{ by = $null; addresses = @(); settings = $null }
     $kind = 'unknown'
     $speaks = $false
-    if ($state -eq 'Running') {
+    # a guest that has just started tells its addresses some seconds after its heartbeat
+    $clock = [Diagnostics.Stopwatch]::StartNew()
+    for ($pause = 250; $state -eq 'Running'; $pause = [Math]::Min(2000, $pause * 2)) {
       $seen = look
       $exchange = Get-CimInstance -Namespace $namespace -ClassName Msvm_KvpExchangeComponent -Filter "SystemName='$([string]$vm.Id)'"
       foreach ($item in @($exchange.GuestIntrinsicExchangeItems | Where-Object { $_ })) {
@@ -181,6 +183,9 @@ export async function setGuestIp(
         $speaks = $true
         if ($fields.Name -eq 'OSName' -and $fields.Data) { $kind = if ($fields.Data -like '*Windows*') { 'windows' } else { 'linux' } }
       }
+      $late = $dryRun -or $vm.Uptime.TotalSeconds -gt 120 -or $clock.Elapsed.TotalSeconds -ge $timeout
+      if ($speaks -or $seen.by -or $late -or $via -eq 'print') { break }
+      Start-Sleep -Milliseconds $pause
     }
     if ($pin) {
       $usable = @($seen.addresses | Where-Object { $_ -notlike '169.254.*' })

@@ -139,6 +139,12 @@ test('fixes the address that the guest has (pin)', async () => {
   equal((await setGuestIp({ vm: 'web', pin: true }, host.ps)).changed, false)
 })
 
+test('waits for a guest that has just started', async () => {
+  await guests((guest) => guest.addressesAfter = { polls: 3 })
+  const result = await setGuestIp(wanted, host.ps)
+  deepEqual([result.via, result.set], ['kvp', true])
+})
+
 test('takes no gateway there when the VM is on another switch too', async () => {
   await host
     .ps`Stop-VM -Name web -TurnOff; Add-VMNetworkAdapter -VMName web -Name lan -SwitchName 桥接; Start-VM -Name web`
@@ -236,7 +242,7 @@ sudo netplan apply`,
 
 test('pain 16: prints commands when the guest says nothing, then sees it by ARP', async () => {
   await guests((guest) => guest.integration = false)
-  const told = await setGuestIp(wanted, host.ps)
+  const told = await setGuestIp({ ...wanted, timeout: 0 }, host.ps)
   deepEqual([told.changed, told.set, told.via, told.seenBy], [false, false, 'print', null])
   equal(told.commands.length, 4)
   deepEqual(told.commands[0]?.lines.slice(-2), [
@@ -244,7 +250,7 @@ test('pain 16: prints commands when the guest says nothing, then sees it by ARP'
     '-DefaultGateway 192.168.56.1',
     'Set-DnsClientServerAddress -InterfaceIndex $card.ifIndex -ServerAddresses 10.20.0.2,10.20.0.3',
   ])
-  await rejects(setGuestIp({ vm: 'web', pin: true }, host.ps), {
+  await rejects(setGuestIp({ vm: 'web', pin: true, timeout: 0 }, host.ps), {
     message:
       'Cannot fix the address of the guest in "web": nobody tells which one it has: neither its ' +
       "integration services (Linux: hyperv-daemons) nor the host's ARP table. Run again with an " +
@@ -346,14 +352,14 @@ const refusals: [string, (state: State) => void, Partial<SetGuestIpOptions>, str
     (state) => {
       for (const one of state.vms[0].services) if (one.id.startsWith('Key')) one.enabled = false
     },
-    { via: 'kvp' },
+    { via: 'kvp', timeout: 0 },
     "its key-value pair exchange is off. Run: Get-VMIntegrationService -VMName 'web' | " +
     "Where-Object Id -like '*2A34B1C2*' | Enable-VMIntegrationService",
   ],
   [
     'the integration services when they do not answer',
     (state) => state.guests['*'].integration = false,
-    { via: 'kvp' },
+    { via: 'kvp', timeout: 0 },
     'its integration services do not answer: the guest has not started yet, or lacks them ' +
     '(Linux: hyperv-daemons). Run again with: --via print',
   ],
@@ -385,7 +391,7 @@ const refusals: [string, (state: State) => void, Partial<SetGuestIpOptions>, str
   [
     'PowerShell Direct where nobody answers',
     (state) => state.guests['*'].integration = false,
-    { credential: account },
+    { credential: account, timeout: 0 },
     'nobody answered in the guest: its Windows has not started yet, or is older than Windows 10 and ' +
     'Windows Server 2016, or it is no Windows. Run again with: --via kvp',
   ],
