@@ -31,6 +31,7 @@ import { beginJournal, readJournals, record, stateFolder } from './run/journal.t
 import { makePlan, type Plan, size, type Step, type Target, type Wishes } from './run/plan.ts'
 import { describeProgress, measure, type Screen, stopSignal, terminal } from './run/screen.ts'
 import { removeStage } from './run/send-disk.ts'
+import { refuseTwins } from './run/twins.ts'
 import { perform, powershellFor, type Progress, scriptOf, type StepResult } from './run/steps.ts'
 
 export interface MigrateOptions extends Omit<Wishes, 'memory'> {
@@ -95,6 +96,7 @@ export async function migrate(options: MigrateOptions, tools: MigrateTools): Pro
       { ...wishes, ...(memory !== undefined && { memory: parseMemory(memory) }) },
       target,
     )
+    if (target.kind !== 'bundle') refusals.push(...await refuseTwins(plan))
     // each task refuses what it cannot take, such as a name, before it asks the host
     for (const step of plan.steps) {
       if (step.where === 'host') await scriptOf(step).catch(({ message }) => refusals.push(message))
@@ -309,6 +311,11 @@ async function run(
   const results = new Map<string, StepResult>()
   const work = async (step: Step, onProgress: (progress: Progress) => void) => {
     if (step.already) return { changed: false }
+    if (step.task === 'start-vm') {
+      // it may have been started again while the disks were converted
+      const [twin] = await refuseTwins(plan)
+      if (twin !== undefined) throw new Error(twin)
+    }
     let call: Step = step
     if (step.task === 'convert-disk') {
       const to = dir ? join(dir, step.options.to) : await (host as Host).here(step.options.to)
@@ -435,7 +442,8 @@ function guestAddress({ set, guestIp, via, seenBy, notes, commands }: SetGuestIp
   const ways = { direct: 'by PowerShell Direct', kvp: 'by its integration services', print: '' }
   if (set) {
     const how = via === null || via === 'print' ? 'as before' : ways[via]
-    return [`The guest has ${guestIp}, ${how}${seenBy ? `, as ${seenBy} tell` : ''}.`, ...notes]
+    const seen = seenBy === 'arp' ? '; the host sees it by ARP' : ''
+    return [`The guest has ${guestIp}, ${how}${seen}.`, ...notes]
   }
   return [
     ...notes,

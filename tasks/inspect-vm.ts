@@ -147,7 +147,25 @@ export async function inspectVm({ source }: InspectVmOptions): Promise<VmDescrip
 /** The names of VirtualBox's VMs, or null when there is no VirtualBox on this machine. */
 export async function listVms(): Promise<string[] | null> {
   const program = await findVBoxManage()
-  return program === undefined ? null : (await registeredVms(program)).map(({ name }) => name)
+  return program === undefined ? null : (await listedVms(program, 'vms')).map(({ name }) => name)
+}
+
+/** The VMs that VirtualBox runs now, with their adapters; none when there is no VirtualBox on this machine. */
+export async function runningVms(): Promise<
+  { name: string; nics: { mac: string; attachment: string }[] }[]
+> {
+  const program = await findVBoxManage()
+  if (program === undefined) return []
+  const vms = await listedVms(program, 'runningvms')
+  return await Promise.all(vms.map(async ({ name, uuid }) => {
+    const { stdout } = await run(program, ['showvminfo', '--machinereadable', '--', uuid])
+    const nics = [...stdout.matchAll(/^macaddress(\d+)="([\dA-F]{12})"\r?$/gmi)]
+      .map(([, slot, mac = '']) => ({
+        mac: mac.toUpperCase(),
+        attachment: stdout.match(new RegExp(`^nic${slot}="(\\w+)"\r?$`, 'm'))?.[1] ?? 'none',
+      }))
+    return { name, nics }
+  }))
 }
 
 const MB = 1024 ** 2
@@ -172,7 +190,7 @@ async function readRegistered(wanted: string): Promise<VmDescription> {
         'name. Set VBOXMANAGE to where it is, or name a .vbox or .ova file',
     )
   }
-  const vms = await registeredVms(program)
+  const vms = await listedVms(program, 'vms')
   const named = vms.filter(({ name, uuid }) => name === wanted || uuid === bare(wanted))
   if (named.length > 1) {
     throw new Error(
@@ -204,8 +222,11 @@ async function readRegistered(wanted: string): Promise<VmDescription> {
 }
 
 /** Names may hold quotes, which are not escaped here, and newlines. */
-async function registeredVms(program: string): Promise<{ name: string; uuid: string }[]> {
-  const { stdout } = await run(program, ['list', 'vms'])
+async function listedVms(
+  program: string,
+  list: 'vms' | 'runningvms',
+): Promise<{ name: string; uuid: string }[]> {
+  const { stdout } = await run(program, ['list', list])
   return [...stdout.matchAll(/^"(.*?)" \{([0-9a-f-]{36})\}\r?$/gms)]
     .map(([, name = '', uuid = '']) => ({ name, uuid }))
 }

@@ -290,7 +290,9 @@ export function makePlan(
       needs: [vmMade, ...switches],
       title: `Attach adapter "${adapter.name}"${
         adapter.switch === undefined ? ', not connected' : ` to "${adapter.switch}"`
-      }${adapter.mac ? `, MAC ${dashed(adapter.mac)}` : ''}`,
+      }${adapter.mac ? `, MAC ${dashed(adapter.mac)}` : ''}${
+        adapter.macSpoofing ? ', MAC spoofing for VMs in it' : ''
+      }`,
       undo: `remove the adapter "${adapter.name}"`,
       options: { vm: name, ...adapter },
     })
@@ -545,13 +547,22 @@ function refuseWishes(wishes: Wishes): string[] {
 function chooseAdapters(vm: VmDescription, wishes: Wishes, target: Target) {
   const left = [...vm.nics]
   const notes: string[] = []
-  const wanted: { name: string; switch?: string; mac?: string }[] = []
+  const wanted: { name: string; switch?: string; mac?: string; macSpoofing?: true }[] = []
+  const slots = new Map<string, number>()
   const take = (...attachments: string[]) => {
     const index = left.findIndex(({ attachment }) => attachments.includes(attachment))
     return index < 0 ? undefined : left.splice(index, 1)[0]
   }
   const give = (name: string, nic: VmDescription['nics'][number] | undefined, to?: string) => {
-    wanted.push({ name, ...(to !== undefined && { switch: to }), ...(nic && { mac: nic.mac }) })
+    // bridged VMs inside it speak with addresses of their own; WSL 2 and Docker are behind its NAT
+    const spoofs = wishes.nested && to !== undefined && to === wishes.external
+    wanted.push({
+      name,
+      ...(to !== undefined && { switch: to }),
+      ...(nic && { mac: nic.mac }),
+      ...(spoofs && { macSpoofing: true }),
+    })
+    slots.set(name, nic?.slot ?? Infinity)
   }
   if (wishes.external !== undefined) {
     give(wishes.external, take('bridged') ?? take('nat', 'natnetwork'), wishes.external)
@@ -577,6 +588,11 @@ function chooseAdapters(vm: VmDescription, wishes: Wishes, target: Target) {
       notes.push(`${name} (${nic.attachment} in VirtualBox) stays unconnected`)
     }
   }
+  // in the order that the source has them, which is the order in which a guest finds them
+  wanted.sort((one, other) => {
+    const [a = Infinity, b = Infinity] = [slots.get(one.name), slots.get(other.name)]
+    return a === b ? 0 : a - b
+  })
   return { wanted, notes }
 }
 

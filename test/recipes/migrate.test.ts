@@ -361,13 +361,16 @@ const here = (host: SimulatedHost, state: string): MigrateOptions => ({
 
 test('makes the VM as described', async ({ host, state }) => {
   const { ova } = await demo('bios', host.dir)
-  const { outcome } = await run(
+  const { outcome, events } = await run(
     { source: [ova], name: HOSTILE, ...here(host, state), ...ALL },
     host,
   )
   equal(outcome, 'done')
-  const [vm] = (await host.state()).vms
+  const { vms: [vm], guests } = await host.state()
   equal(vm.name, HOSTILE)
+  const { dhcp, addresses } = guests[HOSTILE].settings['Static-NAT']
+  deepEqual([dhcp, addresses], [false, [{ address: '192.168.56.191', prefix: 24 }]])
+  match(next(events), /The guest has 192\.168\.56\.191\/24, by its integration services\./)
 })
 
 test('changes nothing the second time, and says so', async ({ host, state }) => {

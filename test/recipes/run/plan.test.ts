@@ -66,6 +66,8 @@ plans('refuses options that lack what they belong to', () => {
   match(refusal({ internal: 'x', nat: true }), /Cannot use --nat alone/)
   match(refusal({ internal: 'x', guestIp: '10.0.0.2' }), /Cannot use --guest-ip alone/)
   match(refusal({ internal: 'x', external: 'X' }), /two switches named/)
+  match(refusal({ pin: true }), /Cannot use --pin alone/)
+  match(refusal({ internal: 'x', via: 'kvp' }), /Cannot use --via alone/)
 })
 
 plans('refuses a guest address that is not in the host’s network, or is the host’s', () => {
@@ -76,21 +78,62 @@ plans('refuses a guest address that is not in the host’s network, or is the ho
 })
 
 plans(
+  'gives the guest its address after it has started, and takes a free network for the host',
+  () => {
+    const network = {
+      internal: 'x',
+      hostIp: '10.0.0.1/24',
+      guestIp: '10.0.0.2',
+      via: 'kvp' as const,
+    }
+    const { plan } = makePlan(vm({}), [disk({})], network, bundle)
+    deepEqual(plan.steps.slice(-2).map(({ title }) => title), [
+      'Start the VM and wait for its heartbeat',
+      'Give the guest 10.0.0.2 on "x"',
+    ])
+    const last = plan.steps.at(-1)
+    deepEqual(last?.options, { vm: 'web', switch: 'x', name: 'x', guestIp: '10.0.0.2', via: 'kvp' })
+    const off = makePlan(vm({}), [disk({})], { ...network, start: false }, bundle).plan
+    ok(!off.steps.some(({ task }) => task === 'set-guest-ip'))
+    match(
+      off.notes.join(),
+      /npx zx tasks\/set-guest-ip\.ts --vm NAME --switch NAME --guest-ip 10\.0\.0\.2/,
+    )
+    const auto = makePlan(vm({}), [disk({})], { internal: 'x', hostIp: 'auto', nat: true }, bundle)
+    deepEqual(auto.refusals, [])
+    ok(
+      auto.plan.steps.some(({ title }) =>
+        title === 'Give the host a free address on "x", with NAT'
+      ),
+    )
+    deepEqual('hostIp' in (auto.plan.steps[0]?.options ?? {}), false)
+    match(
+      refusal({ ...network, hostIp: 'auto' }),
+      /the network is chosen when the host’s address is/,
+    )
+    match(refusal({ ...network, pin: true }), /Cannot fix the guest’s address and give it another/)
+    const pin = makePlan(vm({}), [disk({})], { internal: 'x', pin: true }, bundle).plan.steps.at(-1)
+    equal(pin?.title, 'Fix the guest’s address on "x"')
+  },
+)
+
+plans(
   'gives the bridged adapter to the external switch and the host-only one to the internal',
   () => {
     const { plan } = makePlan(
       vm({}),
       [disk({})],
-      { external: '桥接', adapter: 'Wi-Fi', internal: 'Static-NAT' },
+      { external: '桥接', adapter: 'Wi-Fi', internal: 'Static-NAT', nested: true },
       bundle,
     )
+    // in the source's order; VMs inside it are bridged through the external switch only
     const adapters = plan.steps.flatMap((step) =>
       step.task === 'attach-adapter' ? [step.options] : []
     )
     deepEqual(adapters, [
-      { vm: 'web', name: '桥接', switch: '桥接', mac: '080027000002' },
-      { vm: 'web', name: 'Static-NAT', switch: 'Static-NAT', mac: '080027000003' },
       { vm: 'web', name: 'Adapter 1', switch: 'Default Switch', mac: '080027000001' },
+      { vm: 'web', name: '桥接', switch: '桥接', mac: '080027000002', macSpoofing: true },
+      { vm: 'web', name: 'Static-NAT', switch: 'Static-NAT', mac: '080027000003' },
     ])
   },
 )
