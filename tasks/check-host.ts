@@ -140,30 +140,46 @@ export async function checkHost(
       try { $ExecutionContext.SessionState.Path.GetUnresolvedProviderPathFromPSPath($path) }
       catch [Management.Automation.DriveNotFoundException] { $path }
     }
+    # classes by name, for they are Windows' alone, and a simulated host brings its own
+    function rights {
+      $class = [type]'Security.Principal.WindowsIdentity'
+      $identity = $class::GetCurrent()
+      $groups = @($identity.Groups | ForEach-Object { $_.Value })
+      # UAC leaves an administrator the group for refusals alone until it is asked
+      $denied = @($identity.Claims | Where-Object { $_.Type -like '*/denyonlysid' } | ForEach-Object { $_.Value })
+      @{
+        user = $identity.Name
+        elevated = 'S-1-5-32-544' -in $groups # Administrators
+        filtered = 'S-1-5-32-544' -in $denied
+        manager = 'S-1-5-32-578' -in $groups # Hyper-V Administrators
+      }
+    }
+    function edition {
+      $registry = [type]'Microsoft.Win32.Registry'
+      $key = ('HKEY_LOCAL_MACHINE', 'SOFTWARE', 'Microsoft', 'Windows NT', 'CurrentVersion') -join [char]92
+      @{
+        client = $registry::GetValue($key, 'InstallationType', '') -eq 'Client'
+        edition = [string]$registry::GetValue($key, 'EditionID', '')
+      }
+    }
     $refusals = @()
     $notes = @()
-
+    $hyperV = has Get-VMHost
+    $off = -not $hyperV
+    $cim = has Get-CimInstance
     # what only Windows has; elsewhere it stays unknown
-    $elevated = $null
-    $manager = $null
+    $rights = $null
     $windows = $null
     try {
-      $identity = [Security.Principal.WindowsIdentity]::GetCurrent()
-      $principal = New-Object Security.Principal.WindowsPrincipal $identity
-      $elevated = $principal.IsInRole([Security.Principal.WindowsBuiltInRole]::Administrator)
-      $manager = $principal.IsInRole([Security.Principal.SecurityIdentifier]'S-1-5-32-578') # Hyper-V Administrators
-      $key = ('HKEY_LOCAL_MACHINE', 'SOFTWARE', 'Microsoft', 'Windows NT', 'CurrentVersion') -join [char]92
-      $windows = @{
-        client = [Microsoft.Win32.Registry]::GetValue($key, 'InstallationType', '') -eq 'Client'
-        edition = [string][Microsoft.Win32.Registry]::GetValue($key, 'EditionID', '')
-      }
+      $rights = rights
+      $windows = edition
     } catch {
       if ($_.Exception.GetBaseException() -isnot [PlatformNotSupportedException]) { throw }
     }
+    $elevated = $rights.elevated
+    $manager = $rights.manager
     $elevate = 'Run: Start-Process powershell -Verb RunAs, and this again in the window it opens'
 
-    $hyperV = has Get-VMHost
-    $off = -not $hyperV
     # only a 32-bit process on 64-bit Windows has it (learn.microsoft.com/windows/win32/winprog64/wow64-implementation-details)
     if ($env:PROCESSOR_ARCHITEW6432) {
       $hyperV = $false
@@ -180,6 +196,7 @@ export async function checkHost(
     }
     $why = 'Windows has no Hyper-V module, so the feature is off'
     $vmHost = $null
+    $refused = $false
     $switches = @()
     $vms = @()
     $nics = @()
@@ -199,27 +216,54 @@ export async function checkHost(
         if ($id -eq 'WinPSCompatSession') {
           # a module that PowerShell 7 cannot load runs in Windows PowerShell (about_Windows_PowerShell_Compatibility)
           $refusals += 'Cannot use Hyper-V from this PowerShell 7: it has the module run in Windows PowerShell (WinPSCompatSession), and gets copies of VMs that no cmdlet takes. Run again with the environment variable POWERSHELL set to powershell.exe'
-        } elseif ($id -like 'AccessDenied,*' -or $_.Exception.HResult -eq -2147024891) { $manager = $false; $elevated = $elevated -eq $true }
+        } elseif ($id -like 'AccessDenied,*' -or $_.Exception.HResult -eq -2147024891) { $refused = $true }
         elseif ((has Get-Service) -and -not (Get-Service -Name vmms -ErrorAction Ignore)) { $off = $true; $why = 'only its commands are installed, and the feature is off' }
         else { $refusals += "Cannot use Hyper-V on this host: it answers ""$($_.Exception.Message.Trim())"" ($id). Run: Start-Service vmms" }
       }
     }
     if ($off) {
       $enable = 'Enable-WindowsOptionalFeature -Online -FeatureName Microsoft-Hyper-V -All -NoRestart'
-      if ($windows -and -not $windows.client) { $enable = 'Install-WindowsFeature -Name Hyper-V -IncludeManagementTools' }
-      if ($windows -and $windows.edition -like 'Core*') { $why = 'this is Windows Home, which lacks it; it takes Windows Pro' }
-      $refusals += "Cannot use Hyper-V on this host: $why. Run: $enable, then restart Windows"
-    } elseif ($null -ne $name -and (has Get-CimInstance)) {
+      $module = 'Enable-WindowsOptionalFeature -Online -FeatureName Microsoft-Hyper-V-Management-PowerShell -NoRestart'
+      if ($windows -and -not $windows.client) {
+        $enable = 'Install-WindowsFeature -Name Hyper-V -IncludeManagementTools'
+        $module = 'Install-WindowsFeature -Name Hyper-V-PowerShell'
+      }
+      # of the ways to ask for features this one needs no rights (Win32_OptionalFeature: 1 is on)
+      $on = @()
+      if ($cim) {
+        $on = @(Get-CimInstance -ClassName Win32_OptionalFeature -Property Name, InstallState | Where-Object { $_.InstallState -eq 1 } | ForEach-Object { $_.Name })
+      }
+      if ($windows -and $windows.edition -like 'Core*') {
+        $refusals += 'Cannot use Hyper-V on this host: this is Windows Home, which has none. Change to Windows Pro, then turn Hyper-V on. Run: Start-Process ms-settings:activation'
+      } elseif ('Microsoft-Hyper-V' -in $on -and 'Microsoft-Hyper-V-Management-PowerShell' -notin $on) {
+        $refusals += "Cannot use Hyper-V on this host: it is on, and its PowerShell module is not. Run: $module"
+      } else {
+        if ('VirtualMachinePlatform' -in $on -and 'Microsoft-Hyper-V' -notin $on) { $why = 'of it only the platform of WSL 2 is on (VirtualMachinePlatform), which runs no VMs of yours' }
+        $refusals += "Cannot use Hyper-V on this host: $why. Run: $enable, then restart Windows"
+      }
+    } elseif ($null -ne $name -and $cim) {
       # null where Windows does not say; people turn the hypervisor off for VirtualBox's sake
       if ((Get-CimInstance -ClassName Win32_ComputerSystem -Property HypervisorPresent).HypervisorPresent -eq $false) {
         $refusals += 'Cannot start a VM on this host: the hypervisor does not run. Turn virtualization on in the firmware, run: bcdedit /set hypervisorlaunchtype auto, then restart Windows'
       }
     }
     # Get-VM without rights may fail or find nothing, so ask for the rights too
-    if ($manager -eq $false -and -not ($elevated -and $hyperV)) {
-      $refusals += "Cannot use Hyper-V on this host: this user is not in Hyper-V Administrators, and PowerShell runs without administrator rights. $elevate"
+    if ($refused -or ($manager -eq $false -and $elevated -eq $false)) {
+      $refusals += if ($null -eq $rights) {
+        "Cannot use Hyper-V on this host: this user is not in Hyper-V Administrators, and PowerShell runs without administrator rights. $elevate"
+      } elseif ($rights.elevated -or $rights.manager) {
+        "Cannot use Hyper-V on this host: it refuses ""$($rights.user)"", who has the rights for it (AccessDenied). Run: Get-WinEvent -LogName Microsoft-Windows-Hyper-V-VMMS-Admin -MaxEvents 5"
+      } elseif ($rights.filtered) {
+        "Cannot use Hyper-V on this host: PowerShell runs without the administrator rights that this user has. $elevate"
+      } else {
+        "Cannot use Hyper-V on this host: ""$($rights.user)"" is no administrator and not in Hyper-V Administrators. Let an administrator run: Add-LocalGroupMember -SID S-1-5-32-578 -Member $(quoted $rights.user), then sign out and in"
+      }
     } elseif ($elevated -eq $false -and $null -ne $hostAddress) {
-      $refusals += "Cannot set the host address $hostAddress/$($length): PowerShell runs without administrator rights. $elevate"
+      $refusals += if ($null -eq $rights -or $rights.filtered) {
+        "Cannot set the host address $hostAddress/$($length): PowerShell runs without administrator rights. $elevate"
+      } else {
+        "Cannot set the host address $hostAddress/$($length): ""$($rights.user)"" is no administrator, and Windows lets nobody else. Run this again as one"
+      }
     }
 
     # the VM

@@ -1,7 +1,7 @@
 /** A simulated Hyper-V host of a test's own: a copy of a seed, and real PowerShell on top of it. */
 import fs from 'fs-extra'
 import { tmpdir } from 'node:os'
-import { delimiter, join } from 'node:path'
+import { basename, delimiter, join } from 'node:path'
 import process from 'node:process'
 import { openPowerShell, type PowerShellProcess } from '../tasks/task.ts'
 
@@ -25,12 +25,23 @@ export interface SimulatedHost extends PowerShellProcess {
   fire: (when: 'Once' | 'Startup') => Promise<void>
 }
 
-export async function simulatedHost(seed: 'laptop' | 'server' = 'laptop'): Promise<SimulatedHost> {
+/** @param without modules that this Windows does not have */
+export async function simulatedHost(
+  seed: 'laptop' | 'server' = 'laptop',
+  { without = [] }: { without?: string[] } = {},
+): Promise<SimulatedHost> {
   const dir = await fs.mkdtemp(join(tmpdir(), 'simulated-host-'))
   const file = join(dir, 'host.json')
   const log = join(dir, 'calls.jsonl')
   await fs.copy(join(fixtures, `${seed}.json`), file)
-  const modules = [join(fixtures, 'modules'), process.env.PSModulePath].filter(Boolean)
+  let own = join(fixtures, 'modules')
+  if (without.length > 0) {
+    own = join(dir, 'windows', 'modules')
+    const filter = (path: string) => !without.includes(basename(path))
+    await fs.copy(join(fixtures, 'modules'), own, { filter })
+    await fs.copy(join(fixtures, 'host'), join(dir, 'windows', 'host'))
+  }
+  const modules = [own, process.env.PSModulePath].filter(Boolean)
   const env = {
     ...process.env,
     // uvu asks for colours, and node warns programs whose user asks for none

@@ -83,20 +83,10 @@ test('says which PowerShell to take where this one is of the wrong kind', async 
   } finally {
     await given`Remove-Item env:PROCESSOR_ARCHITEW6432`
   }
-  // as implicit remoting gives its objects
-  await given`
-    function global:Get-VMHost {
-      $copy = [pscustomobject]@{ LogicalProcessorCount = 8 }
-      $copy.PSObject.TypeNames.Insert(0, 'Deserialized.Microsoft.HyperV.PowerShell.VMHost')
-      $copy
-    }`
-  try {
-    const { refusals } = await check({ vm: 'demo' })
-    assert.equal(refusals.length, 1)
-    assert.match(String(refusals[0]), /WinPSCompatSession.+POWERSHELL set to powershell\.exe$/)
-  } finally {
-    await given`Remove-Item function:Get-VMHost; Import-Module Hyper-V -Force`
-  }
+  await host.change((state) => state.compatibility = true)
+  const { refusals } = await check({ vm: 'demo' })
+  assert.equal(refusals.length, 1)
+  assert.match(String(refusals[0]), /WinPSCompatSession.+POWERSHELL set to powershell\.exe$/)
 })
 
 test('tells what Group Policy says of scripts', async () => {
@@ -402,10 +392,99 @@ test('answers when the user has no rights', async () => {
   const result = await check(plan)
   assert.deepEqual([result.ready, result.hyperV], [false, false])
   assert.deepEqual(result.refusals, [
-    'Cannot use Hyper-V on this host: this user is not in Hyper-V Administrators, and PowerShell ' +
-    'runs without administrator rights. ' +
-    'Run: Start-Process powershell -Verb RunAs, and this again in the window it opens',
+    'Cannot use Hyper-V on this host: "LAPTOP\\user" is no administrator and not in Hyper-V ' +
+    'Administrators. Let an administrator run: Add-LocalGroupMember -SID S-1-5-32-578 ' +
+    "-Member 'LAPTOP\\user', then sign out and in",
   ])
+})
+
+test('tells administrators who are not elevated from users who are none', async () => {
+  const said = async (user: object, denied = true) => {
+    await host.change((state) => Object.assign(state, { user, denied }))
+    const { host: { elevated }, refusals } = await check(plan)
+    return [elevated, ...refusals]
+  }
+  const elevate = 'Run: Start-Process powershell -Verb RunAs, and this again in the window it opens'
+  assert.deepEqual(await said({ administrator: true }), [
+    false,
+    'Cannot use Hyper-V on this host: PowerShell runs without the administrator rights that this ' +
+    `user has. ${elevate}`,
+  ])
+  const manager = { hyperVAdministrator: true, name: 'Bob’s' }
+  assert.deepEqual(await said({ ...manager, administrator: true }, false), [
+    false,
+    `Cannot set the host address 192.168.56.1/24: PowerShell runs without administrator rights. ${elevate}`,
+  ])
+  assert.deepEqual(await said(manager, false), [
+    false,
+    'Cannot set the host address 192.168.56.1/24: "LAPTOP\\Bob’s" is no administrator, and Windows ' +
+    'lets nobody else. Run this again as one',
+  ])
+  assert.match(
+    String((await said({ name: 'Bob’s' }))[1]),
+    /-Member 'LAPTOP\\Bob’’s', then sign out and in$/,
+  )
+  const administrator = { administrator: true, elevated: true }
+  assert.deepEqual(await said(administrator, false), [true])
+  assert.deepEqual(await said(administrator), [
+    true,
+    'Cannot use Hyper-V on this host: it refuses "LAPTOP\\user", who has the rights for it ' +
+    '(AccessDenied). Run: Get-WinEvent -LogName Microsoft-Windows-Hyper-V-VMMS-Admin -MaxEvents 5',
+  ])
+})
+
+test('says how each Windows comes to Hyper-V when it has no module of it', async () => {
+  const bare = await simulatedHost('laptop', { without: ['Hyper-V'] })
+  const cannot = 'Cannot use Hyper-V on this host:'
+  const client = 'Enable-WindowsOptionalFeature -Online -FeatureName Microsoft-Hyper-V'
+  const server = 'Install-WindowsFeature -Name Hyper-V'
+  const feature = 'Microsoft-Hyper-V'
+  const module = 'Microsoft-Hyper-V-Management-PowerShell'
+  try {
+    const said = async (change: object, on: string[]) => {
+      await bare.change((state) => {
+        Object.assign(state.host, change)
+        state.features = Object.fromEntries(
+          [feature, module, 'VirtualMachinePlatform'].map((name) => [
+            name,
+            on.includes(name) ? 'Enabled' : 'Disabled',
+          ]),
+        )
+      })
+      const { refusals } = await checkHost({ vm: 'demo', storage: bare.dir }, bare.ps)
+      assert.equal(refusals.length, 1, refusals.join('\n'))
+      return refusals[0]
+    }
+    assert.equal(
+      await said({}, []),
+      `${cannot} Windows has no Hyper-V module, so the feature is off. Run: ${client} -All -NoRestart, then restart Windows`,
+    )
+    assert.equal(
+      await said({}, ['VirtualMachinePlatform']),
+      `${cannot} of it only the platform of WSL 2 is on (VirtualMachinePlatform), which runs no VMs of yours. ` +
+        `Run: ${client} -All -NoRestart, then restart Windows`,
+    )
+    assert.equal(
+      await said({}, ['VirtualMachinePlatform', feature]),
+      `${cannot} it is on, and its PowerShell module is not. Run: ${client}-Management-PowerShell -NoRestart`,
+    )
+    assert.equal(
+      await said({ editionId: 'CoreSingleLanguage' }, ['VirtualMachinePlatform']),
+      `${cannot} this is Windows Home, which has none. Change to Windows Pro, then turn Hyper-V on. ` +
+        'Run: Start-Process ms-settings:activation',
+    )
+    const windowsServer = { edition: 'server', editionId: 'ServerStandard' }
+    assert.equal(
+      await said(windowsServer, []),
+      `${cannot} Windows has no Hyper-V module, so the feature is off. Run: ${server} -IncludeManagementTools, then restart Windows`,
+    )
+    assert.equal(
+      await said(windowsServer, [feature]),
+      `${cannot} it is on, and its PowerShell module is not. Run: ${server}-PowerShell`,
+    )
+  } finally {
+    await bare.close()
+  }
 })
 
 // Windows finds its own modules, wherever PSModulePath leads
