@@ -414,12 +414,11 @@ export async function setGuestIp(
       $managed = "sudo nmcli connection add type ethernet con-name hyper-v-$mac ifname '*' mac $colons ipv4.method manual ipv4.addresses $address/$length"
       if ($gateway) { $managed += " ipv4.gateway $gateway" }
       if ($dns.Count -gt 0) { $managed += " ipv4.dns $($dns -join ',')" }
-      $plan = @(
-        "sudo install -m 600 /dev/stdin /etc/netplan/60-hyper-v-$mac.yaml <<'END'", 'network:', '  version: 2', '  ethernets:', "    hyper-v-$($mac):", "      match: {macaddress: ""$colons""}", '      dhcp4: false', "      addresses: [$address/$length]"
-        if ($gateway) { "      routes: [{to: default, via: $gateway}]" }
-        if ($dns.Count -gt 0) { "      nameservers: {addresses: [$($dns -join ', ')]}" }
-        'END', 'sudo netplan apply'
-      )
+      # in one line, which survives being copied from an indented text
+      $plan = "echo '{network: {version: 2, ethernets: {hyper-v-$($mac): {match: {macaddress: ""$colons""}, dhcp4: false, addresses: [$address/$length]"
+      if ($gateway) { $plan += ", routes: [{to: default, via: $gateway}]" }
+      if ($dns.Count -gt 0) { $plan += ", nameservers: {addresses: [$($dns -join ', ')]}" }
+      $plan += "}}}}' | sudo install -m 600 /dev/stdin /etc/netplan/60-hyper-v-$mac.yaml"
       $temporary = @(
         'card=$(ip -brief link | awk ''$3 == "' + $colons + '" { print $1 }'')'
         'sudo ip address replace ' + $address + '/' + $length + ' dev "$card"'
@@ -427,7 +426,7 @@ export async function setGuestIp(
       )
       if ($kind -ne 'linux') { $result.commands += @{ guest = 'Windows, in an elevated PowerShell'; lines = @($lines) } }
       if ($kind -ne 'windows') {
-        $result.commands += @{ guest = 'Linux with netplan (Ubuntu)'; lines = @($plan) }
+        $result.commands += @{ guest = 'Linux with netplan (Ubuntu)'; lines = @($plan, 'sudo netplan apply') }
         $result.commands += @{ guest = 'Linux with NetworkManager'; lines = @($managed, "sudo nmcli connection up hyper-v-$mac") }
         $result.commands += @{ guest = 'any Linux, until it restarts'; lines = @($temporary) }
       }

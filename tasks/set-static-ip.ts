@@ -158,7 +158,9 @@ export async function setStaticIp(
         $taken += $range
       }
       if (Get-Command -Name Get-HnsNetwork -ErrorAction Ignore) {
-        foreach ($kept in @(Get-HnsNetwork | Where-Object { $vSwitch -eq $null -or [string]$_.Id -ne [string]$vSwitch.Id })) {
+        $networks = @()
+        try { $networks = @(Get-HnsNetwork) } catch { Write-Warning "The networks of Docker and WSL are seen only while they run, for they cannot be read: $($_.Exception.Message)" }
+        foreach ($kept in @($networks | Where-Object { $null -eq $vSwitch -or [string]$_.Id -ne [string]$vSwitch.Id })) {
           foreach ($subnet in @($kept.Subnets | Where-Object { $_.AddressPrefix -match '^[0-9.]+/[0-9]+$' })) {
             $start, $bits = $subnet.AddressPrefix.Split('/')
             $taken += range $start $bits "the network ""$($kept.Name)"" of Docker or WSL is $($subnet.AddressPrefix)"

@@ -164,7 +164,8 @@ function wrap(text: string, hang: number): string {
   // deno-lint-ignore no-control-regex
   const plain = text.replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/g, '\ufffd')
   return plain.split('\n').map((line) => {
-    if (hang === 0) return wrapAnsi(line, columns, { trim: false })
+    // what is indented there is to be copied, whole
+    if (hang === 0) return /^ {2}/.test(line) ? line : wrapAnsi(line, columns, { trim: false })
     const [first = '', ...rest] = wrapAnsi(line, columns - hang, { trim: false }).split('\n')
     return [first.trimEnd(), ...rest.map((part) => ' '.repeat(hang) + part.trim())].join('\n')
   }).join('\n')

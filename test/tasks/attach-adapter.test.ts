@@ -248,7 +248,7 @@ test('gives the address back when the adapter cannot be connected', async ({ hos
   deepEqual({ ...await host.state(), faults: before.faults }, before)
 })
 
-test('gives a new adapter its VLAN and what it may do before it is connected', async ({ host }) => {
+test('pain 13: gives a new adapter its VLAN and what it may do before it is connected', async ({ host }) => {
   const options = { vm: 'web', switch: 'Static-NAT', macSpoofing: true, dhcpGuard: false, vlan: 20 }
   const before = await host.state()
   const text = await host.text()

@@ -212,18 +212,10 @@ test('pain 15, 16: a Linux that ignores it gets commands by MAC address', async 
   const [plan, manager, ip] = result.commands.map(({ lines }) => lines.join('\n'))
   equal(
     plan,
-    `sudo install -m 600 /dev/stdin /etc/netplan/60-hyper-v-${result.mac}.yaml <<'END'
-network:
-  version: 2
-  ethernets:
-    hyper-v-${result.mac}:
-      match: {macaddress: "${mac}"}
-      dhcp4: false
-      addresses: [192.168.56.191/24]
-      routes: [{to: default, via: 192.168.56.1}]
-      nameservers: {addresses: [10.20.0.2, 10.20.0.3]}
-END
-sudo netplan apply`,
+    `echo '{network: {version: 2, ethernets: {hyper-v-${result.mac}: {match: {macaddress: "${mac}"}, ` +
+      'dhcp4: false, addresses: [192.168.56.191/24], routes: [{to: default, via: 192.168.56.1}], ' +
+      "nameservers: {addresses: [10.20.0.2, 10.20.0.3]}}}}}' | " +
+      `sudo install -m 600 /dev/stdin /etc/netplan/60-hyper-v-${result.mac}.yaml\nsudo netplan apply`,
   )
   equal(
     manager,

@@ -382,6 +382,16 @@ for (
   })
 }
 
+test('goes on, and says so, where the networks of Docker and WSL cannot be read', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  const error = { id: 'Unspecified', message: 'HNS failed' }
+  await host.change((state) => state.faults = [{ cmdlet: 'Get-HnsNetwork', error }])
+  assert.equal((await setStaticIp(options, host.ps)).changed, true)
+  assert.deepEqual(host.warnings.splice(0), [
+    'The networks of Docker and WSL are seen only while they run, for they cannot be read: HNS failed',
+  ])
+})
+
 test('waits until Windows has made sure that no other computer has the address', async () => {
   await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
   await host.change((state) => state.host.tentative = 3)
