@@ -20,7 +20,9 @@ interface Context {
 }
 
 const inside = suite<Context>('migrate in WSL')
-const test = needs(inside, 'pwsh')
+// the programs of WSL are scripts here, which Windows cannot run
+const linux = needs(inside, '/bin/sh')
+const test = needs(inside, '/bin/sh', 'pwsh')
 
 inside.before.each(async (context) => {
   context.host = await simulatedHost()
@@ -57,7 +59,7 @@ test('makes the VM of Windows, with its disk on the drive of the host’s folder
   equal(await fs.pathExists(join(here.drive, folder, disk)), false)
 })
 
-inside('takes a folder for the disks as Linux or as Windows names it', async ({ here }) => {
+linux('takes a folder for the disks as Linux or as Windows names it', async ({ here }) => {
   const folder = join(here.drive, 'VMs')
   equal(await localFolder(folder), 'C:\\VMs')
   for (const storage of ['C:\\VMs', 'c:/VMs', '\\\\?\\C:\\VMs']) {
@@ -85,7 +87,7 @@ test('refuses a folder in the Linux file system, before anything is made', async
   deepEqual(await here.scripts(), [])
 })
 
-inside('refuses a disk of Windows that is on none of its drives in WSL', async ({ here }) => {
+linux('refuses a disk of Windows that is on none of its drives in WSL', async ({ here }) => {
   const share = '\\\\wsl.localhost\\Ubuntu\\home\\a.vhdx'
   await rejects(localFile(share), { message: inLinux(share) })
   const slashes = '//wsl.localhost/Ubuntu/home'

@@ -20,7 +20,9 @@ import { program, type Wsl, wsl } from '../wsl.ts'
 import { disk, MB, vdi } from './convert-disk/images.ts'
 
 const inside = suite<{ dir: string; here: Wsl }>('in WSL')
-const test = needs(inside, 'pwsh')
+// the programs of WSL are scripts here, which Windows cannot run
+const linux = needs(inside, '/bin/sh')
+const test = needs(inside, '/bin/sh', 'pwsh')
 
 inside.before.each(async (context) => {
   // without the links that wslpath resolves
@@ -32,13 +34,13 @@ inside.after.each(async ({ dir, here }) => {
   await fs.remove(dir)
 })
 
-inside('is known by the name that WSL gives it', ({ here }) => {
+linux('is known by the name that WSL gives it', ({ here }) => {
   equal(inWsl(), true)
   here.close()
   equal(inWsl(), false)
 })
 
-inside('finds files of Windows where their drive is mounted', async ({ here }) => {
+linux('finds files of Windows where their drive is mounted', async ({ here }) => {
   const file = join(here.drive, "Bob’s “VMs” $(1)'s", 'a b.vhdx')
   const windows = "C:\\Bob’s “VMs” $(1)'s\\a b.vhdx"
   equal(await fromWindows(windows), file)
@@ -49,7 +51,7 @@ inside('finds files of Windows where their drive is mounted', async ({ here }) =
   equal(await fromWindows('\\\\server\\share\\a.vhdx'), undefined)
 })
 
-inside('tells the Linux file system from a drive of Windows', async ({ dir, here }) => {
+linux('tells the Linux file system from a drive of Windows', async ({ dir, here }) => {
   equal(await toWindows(dir), undefined)
   // a link there leads to Windows
   await fs.symlink(here.drive, join(dir, 'link'))
@@ -59,7 +61,7 @@ inside('tells the Linux file system from a drive of Windows', async ({ dir, here
   equal(await toWindows(dir), inWsl() ? undefined : dir)
 })
 
-inside('says that wslpath is missing', async ({ dir, here }) => {
+linux('says that wslpath is missing', async ({ dir, here }) => {
   process.env.PATH = join(dir, 'empty')
   await rejects(toWindows(here.drive), (error: Error) => {
     ok(error instanceof ConnectionError)
@@ -77,7 +79,7 @@ test('asks the PowerShell of Windows', async ({ here }) => {
   deepEqual(await here.scripts(), ["'桥接'"])
 })
 
-inside('says how to name a PowerShell that is not on PATH', async ({ dir }) => {
+linux('says how to name a PowerShell that is not on PATH', async ({ dir }) => {
   process.env.PATH = join(dir, 'empty')
   await rejects(async () => await powershell`1`, {
     message: 'Cannot start PowerShell: no program "powershell.exe" is on PATH. ' +
@@ -85,7 +87,7 @@ inside('says how to name a PowerShell that is not on PATH', async ({ dir }) => {
   })
 })
 
-inside('says what to do where programs of Windows do not run', async ({ dir }) => {
+linux('says what to do where programs of Windows do not run', async ({ dir }) => {
   // what Linux makes of one without WSL's entry for them
   const file = join(dir, 'programs', 'powershell.exe')
   await fs.writeFile(file, 'MZ\u0090\n', { mode: 0o755 })
@@ -110,7 +112,7 @@ test('asks Windows about the folder of a disk that is to be there', async ({ dir
   match(sparse, /\$file = 'C:\\VMs\\[^']+'\n/)
 })
 
-inside('asks nobody about a disk in the Linux file system', async ({ dir, here }) => {
+linux('asks nobody about a disk in the Linux file system', async ({ dir, here }) => {
   const from = join(dir, 'a.vdi')
   await fs.writeFile(from, vdi(disk(3 * MB)))
   const { warnings } = await convertDisk({ from, to: join(dir, 'a.vhdx') })
@@ -118,7 +120,7 @@ inside('asks nobody about a disk in the Linux file system', async ({ dir, here }
   deepEqual(await here.scripts(), [])
 })
 
-inside('converts where wslpath is missing, and says what nobody looked at', async ({ dir }) => {
+linux('converts where wslpath is missing, and says what nobody looked at', async ({ dir }) => {
   const from = join(dir, 'a.vdi')
   await fs.writeFile(from, vdi(disk(3 * MB)))
   process.env.PATH = join(dir, 'empty')
@@ -127,7 +129,7 @@ inside('converts where wslpath is missing, and says what nobody looked at', asyn
   match(warnings.join(), /^Nobody looked .*: Cannot translate ".*no program "wslpath" is on PATH/)
 })
 
-inside('finds the disks that a VM of Windows names', async ({ dir, here }) => {
+linux('finds the disks that a VM of Windows names', async ({ dir, here }) => {
   const fixtures = join(import.meta.dirname as string, '..', '..', 'fixtures', 'inspect-vm')
   const text = await fs.readFile(join(fixtures, '1.20.vbox'), 'utf8')
   const file = join(here.drive, 'a.vbox')
