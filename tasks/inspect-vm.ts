@@ -8,7 +8,7 @@ import { homedir } from 'node:os'
 import { basename, dirname, extname, join, resolve } from 'node:path'
 import process from 'node:process'
 import { promisify } from 'node:util'
-import { which } from 'zx'
+import { which } from 'zx/core'
 import { command, fromWindows, inWsl } from './task.ts'
 
 export interface InspectVmOptions {

@@ -10,7 +10,7 @@ import { join, relative, resolve } from 'node:path'
 import process from 'node:process'
 import { promisify } from 'node:util'
 import yargs, { type Options } from 'yargs'
-import { $ } from 'zx'
+import { $ } from 'zx/core'
 
 /** A value that a script may take. It arrives in PowerShell as this value, whatever it contains. */
 export type Value = string | number | boolean | null | undefined | Secret | readonly Value[]
