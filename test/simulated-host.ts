@@ -21,8 +21,11 @@ export interface SimulatedHost extends PowerShellProcess {
   /** The cmdlets called so far, in order. */
   calls: () => Promise<{ cmdlet: string }[]>
   warnings: string[]
-  /** Does with the scheduled tasks what Windows does when their time has come, or when it starts. */
-  fire: (when: 'Once' | 'Startup') => Promise<void>
+  /**
+   * Does with the scheduled tasks what Windows does when their time has come, when it starts, when a
+   * user signs in, or when an event is logged, e.g. `Microsoft-Windows-NetworkProfile/Operational 10000`.
+   */
+  fire: (when: 'Once' | 'Startup' | 'Logon' | `${string} ${number}`) => Promise<void>
 }
 
 /** @param without modules that this Windows does not have */
@@ -87,7 +90,9 @@ export async function simulatedHost(
         }
       }
       for (const { name, path, triggers } of tasks) {
-        if (!triggers.some(({ kind }: { kind: string }) => kind === when)) continue
+        const due = ({ kind, events }: { kind: string; events?: string[] }) =>
+          kind === when || events?.includes(when)
+        if (!triggers.some(due)) continue
         await open().ps`
           $name = ${name}
           $path = ${path}

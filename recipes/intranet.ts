@@ -1,0 +1,372 @@
+#!/usr/bin/env zx
+/**
+ * Leave the network adapter to the VM where its intranet is, and have it back elsewhere: by hand, by the
+ * network that the host is on, or by itself whenever that changes.
+ */
+import { join, resolve } from 'node:path'
+import process from 'node:process'
+import { type GuardOptions, guardOptions, readGuard } from '../tasks/guard.ts'
+import { dryRun, hostCommand, powershell, script } from '../tasks/task.ts'
+import { toggleShare, type ToggleShareResult } from '../tasks/toggle-share.ts'
+import { stateFolder } from './run/journal.ts'
+
+export interface IntranetOptions extends GuardOptions {
+  /**
+   * `on` leaves the switch's adapter to the VMs, `off` shares it with the host again, `auto` does
+   * either by the network that the host is on, and `status` only asks.
+   */
+  state: 'on' | 'off' | 'auto' | 'status'
+  /** Name of the external switch. @default the only one */
+  switch?: string | undefined
+  /**
+   * The intranet's networks, for `auto`: the SSID of a Wi-Fi, or the name that Windows shows for a
+   * network. Upper and lower case are the same.
+   */
+  network?: readonly string[] | undefined
+  /** @default false */
+  dryRun?: boolean | undefined
+}
+
+/** What {@link toggleShare} answers, by which undoToggleShare takes it back, and why it was asked. */
+export interface IntranetResult extends ToggleShareResult {
+  /** How the host is set up; on a dry run, how it would be afterwards. */
+  intranet: 'on' | 'off'
+  /** The networks that the host is on; for `auto` and `status`. */
+  networks?: string[]
+  /** Whether one of them is the intranet's. Null where the host is on none, or none can be told. */
+  inside?: boolean | null
+  /** The host runs `auto` by itself; for `status`. */
+  scheduled?: boolean
+}
+
+/** Sets the host up for the intranet or for elsewhere, under the guard (see guard.ts). */
+export async function intranet(
+  { state, switch: name, network = [], dryRun = false, ...guard }: IntranetOptions,
+  ps = powershell,
+): Promise<IntranetResult> {
+  if (!['on', 'off', 'auto', 'status'].includes(state)) {
+    throw new TypeError(`Cannot turn the intranet "${state}": it takes on, off, auto or status`)
+  }
+  checkNetworks(network, state === 'auto')
+  const toggle = async (state: 'on' | 'off' | 'status'): Promise<IntranetResult> => {
+    const result = await toggleShare({ state, switch: name, dryRun, ...guard }, ps)
+    return { ...result, intranet: result.shared ? 'off' : 'on' }
+  }
+  if (state === 'on') return await toggle('off')
+  if (state === 'off') return await toggle('on')
+  const { networks, inside, unknown, scheduled } = await look(network, ps)
+  if (state === 'status') {
+    const known = network.length > 0 ? inside : null
+    return { ...await toggle('status'), networks, inside: known, scheduled }
+  }
+  const result = await toggle(inside === null ? 'status' : inside ? 'off' : 'on')
+  const notes = inside === null ? unknown : []
+  return { ...result, networks, inside, notes: [...notes, ...result.notes] }
+}
+
+export interface ScheduleIntranetOptions extends Omit<IntranetOptions, 'state'> {
+  network: readonly string[]
+  /** The file that gets a line a run. @default intranet.log in the user's data folder */
+  log?: string | undefined
+  /** The program and what it is given before `auto`. @default this file and what runs it */
+  command?: readonly string[] | undefined
+}
+
+export interface ScheduleIntranetResult {
+  changed: boolean
+  /** The scheduled task's name. */
+  task: string
+  /** Whom it runs as. */
+  user: string
+  log: string
+  before: { scheduled: boolean }
+}
+
+const TASK = 'vbox-to-hyperv intranet'
+
+/**
+ * Lets the host run `auto` by itself: when the user signs in, when Windows finds or loses a network,
+ * and when Wi-Fi connects, which Windows does not call a network of the host's while the adapter is the
+ * VM's. The task runs as who made it, with all rights and while signed in. A second one takes the
+ * place of the first.
+ *
+ * Assumed about Windows, as no test machine has it: the events' numbers (NetworkProfile 10000 and
+ * 10001, WLAN-AutoConfig 8001), and that a task may wait for those of two logs by one trigger.
+ */
+export async function scheduleIntranet(
+  { switch: name, network, log, command, dryRun = false, ...guard }: ScheduleIntranetOptions,
+  ps = powershell,
+): Promise<ScheduleIntranetResult> {
+  checkNetworks(network, true)
+  const runtime = 'Deno' in globalThis ? ['run', '-A'] : []
+  const [program = '', ...first] = command ??
+    [process.execPath, ...runtime, import.meta.filename as string]
+  const file = resolve(log ?? join(stateFolder, 'intranet.log'))
+  const options = [
+    // of each of several, the parser takes one pair of quotation marks off
+    ...network.map((name) => `--network="${name}"`),
+    ...(guard.probe ?? []).map((target) => `--probe="${target}"`),
+    ...(name === undefined ? [] : [`--switch=${name}`]),
+    ...(guard.revertAfter === undefined ? [] : [`--revert-after=${guard.revertAfter}s`]),
+    ...(guard.guard === false ? ['--no-guard'] : []),
+  ]
+  const text = action(program, [...first, 'auto', ...options], file)
+  const encoded = Buffer.from(text, 'utf16le').toString('base64')
+  const argument = '-NoProfile -NonInteractive -ExecutionPolicy Bypass -WindowStyle Hidden ' +
+    `-EncodedCommand ${encoded}`
+  if (argument.length > LONGEST) {
+    throw new RangeError(
+      `Cannot schedule for ${network.length} networks: their names are too long for one task of ` +
+        'Windows. Name fewer with --network',
+    )
+  }
+  const { stdout } = await ps`
+    $task = ${TASK}
+    $program = ${program}
+    $recipe = ${first.at(-1) ?? program}
+    $argument = ${argument}
+    $subscription = ${SUBSCRIPTION}
+    $log = ${file}
+    $dryRun = ${dryRun}
+    foreach ($path in $program, $recipe) {
+      if (-not [IO.File]::Exists($path)) { throw "Cannot schedule ""auto"": the file ""$path"" is not on this host. Run it at the host itself, in PowerShell" }
+    }
+    $found = @(Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue)
+    # by name: the class is Windows' alone, and a simulated host brings its own
+    $identity = ([type]'Security.Principal.WindowsIdentity')::GetCurrent()
+    if ('S-1-5-32-544' -notin @($identity.Groups | ForEach-Object { $_.Value })) {
+      throw 'Cannot schedule "auto": its task is to run with administrator rights, and PowerShell runs without. Run: Start-Process powershell -Verb RunAs, and this again in the window it opens'
+    }
+    $user = [string]$identity.Name
+    $same = $found.Count -eq 1 -and [string]$found[0].State -ne 'Disabled' -and $found[0].Actions[0].Arguments -ceq $argument -and @($found[0].Triggers | Where-Object { $_.Subscription -eq $subscription }).Count -eq 1
+    if (-not $same -and -not $dryRun) {
+      $class = Get-CimClass -Namespace Root/Microsoft/Windows/TaskScheduler -ClassName MSFT_TaskEventTrigger
+      # an address comes some seconds after the connection
+      $connected = New-CimInstance -CimClass $class -ClientOnly -Property @{ Enabled = $true; Subscription = $subscription; Delay = 'PT5S' }
+      $null = Register-ScheduledTask -Force -TaskName $task -Description 'Leaves the network adapter to the VM on the intranet, and has it back elsewhere' -Action (New-ScheduledTaskAction -Execute powershell.exe -Argument $argument) -Trigger @($connected, (New-ScheduledTaskTrigger -AtLogOn -User $user)) -Principal (New-ScheduledTaskPrincipal -UserId $user -LogonType Interactive -RunLevel Highest) -Settings (New-ScheduledTaskSettingsSet -AllowStartIfOnBatteries -DontStopIfGoingOnBatteries -StartWhenAvailable -MultipleInstances Queue -ExecutionTimeLimit (New-TimeSpan -Minutes 10))
+    }
+    ConvertTo-Json -Compress -Depth 3 ([ordered]@{ changed = -not $same; task = $task; user = $user; log = $log; before = [ordered]@{ scheduled = $found.Count -gt 0 } })`
+  return JSON.parse(stdout) as ScheduleIntranetResult
+}
+
+/** Takes back {@link scheduleIntranet}. */
+export async function unscheduleIntranet(
+  { dryRun = false }: { dryRun?: boolean | undefined } = {},
+  ps = powershell,
+): Promise<Pick<ScheduleIntranetResult, 'changed' | 'task' | 'before'>> {
+  const { stdout } = await ps`
+    $task = ${TASK}
+    $dryRun = ${dryRun}
+    $found = @(Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue)
+    if (-not $dryRun) { foreach ($one in $found) { Unregister-ScheduledTask -InputObject $one -Confirm:$false } }
+    ConvertTo-Json -Compress -Depth 3 ([ordered]@{ changed = $found.Count -gt 0; task = $task; before = [ordered]@{ scheduled = $found.Count -gt 0 } })`
+  return JSON.parse(stdout)
+}
+
+function checkNetworks(networks: readonly string[], needed: boolean): void {
+  if (needed && networks.length === 0) {
+    throw new TypeError(
+      'Cannot tell the intranet from elsewhere: no network is named. ' +
+        'Run again with its SSID, or its name in Windows: --network NAME',
+    )
+  }
+  for (const name of networks) {
+    // deno-lint-ignore no-control-regex
+    if (name.trim() !== '' && !/[\u0000-\u001f\u007f]/.test(name)) continue
+    throw new TypeError(
+      `Cannot look for the network ${JSON.stringify(name)}: ` +
+        'a name is not empty and has no control characters. Run: Get-NetConnectionProfile',
+    )
+  }
+}
+
+/**
+ * Where the host is. Windows knows the networks of the host's own adapters; that of a Wi-Fi adapter
+ * which is the VM's alone it knows not, but the log of its WLAN service has where the adapter connected
+ * last. `netsh wlan show interfaces` would say so too, but in the user's language and code page, and
+ * since Windows 11 24H2 only to who lets apps see where they are
+ * (learn.microsoft.com/windows/win32/nativewifi/wi-fi-access-location-changes).
+ *
+ * Assumed about Windows: that log is on, as it is by default; its events 8001 and 8003 name their data
+ * InterfaceGuid, SSID and ProfileName; a Wi-Fi adapter below a switch still says that it is up; and a
+ * network that is still being identified has no connectivity yet.
+ */
+async function look(
+  names: readonly string[],
+  ps: typeof powershell,
+): Promise<{
+  networks: string[]
+  inside: boolean | null
+  unknown: string[]
+  scheduled: boolean
+}> {
+  const { stdout } = await ps`
+    $names = ${names}
+    $task = ${TASK}
+    $log = ${WLAN}
+    # networks behind a switch that leads nowhere outside are nowhere to be
+    $all = @(Get-VMSwitch)
+    $inner = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { $port = $_; @($all | Where-Object { [string]$_.Id -eq [string]$port.SwitchId -and [string]$_.SwitchType -eq 'External' }).Count -eq 0 } | ForEach-Object { [string]$_.DeviceId })
+    $cards = @(Get-NetAdapter)
+    $networks = @()
+    $connected = $false
+    foreach ($network in @(Get-NetConnectionProfile)) {
+      if (@($cards | Where-Object { $_.InterfaceIndex -eq $network.InterfaceIndex -and [string]$_.DeviceID -in $inner }).Count -gt 0) { continue }
+      $networks += [string]$network.Name
+      if (@([string]$network.IPv4Connectivity, [string]$network.IPv6Connectivity | Where-Object { $_ -notin 'Disconnected', 'NoTraffic' }).Count -gt 0) { $connected = $true }
+    }
+    $unknown = @()
+    $wifi = @($cards | Where-Object { [string]$_.Status -eq 'Up' -and ([string]$_.PhysicalMediaType -eq 'Native 802.11' -or $_.NdisPhysicalMedium -eq 9) })
+    $entries = @()
+    if ($wifi.Count -gt 0) {
+      try { $entries = @(Get-WinEvent -LogName $log -FilterXPath '*[System[EventID=8001 or EventID=8003]]' -MaxEvents 200) } catch { if ($_.FullyQualifiedErrorId -notlike 'NoMatching*') { throw } }
+    }
+    foreach ($card in $wifi) {
+      $last = $null
+      foreach ($entry in $entries) {
+        $data = @{}
+        foreach ($item in ([xml]$entry.ToXml()).Event.EventData.Data) { $data[$item.GetAttribute('Name')] = $item.InnerText }
+        # the newest comes first; 8003 is the end of a connection
+        if ([guid]$data.InterfaceGuid -eq [guid]$card.InterfaceGuid) { if ($entry.Id -eq 8001) { $last = $data }; break }
+      }
+      if ($last) {
+        $connected = $true
+        $networks += @($last.SSID, $last.ProfileName)
+      } else { $unknown += "The network of the adapter ""$($card.Name)"" is not known: Windows has no note of its connection. See that it takes notes: wevtutil set-log $log /enabled:true" }
+    }
+    $once = @()
+    foreach ($network in $networks) { if ($network -and @($once | Where-Object { $_.Equals($network, 'OrdinalIgnoreCase') }).Count -eq 0) { $once += $network } }
+    $inside = $null
+    if ($connected) { $inside = $false }
+    foreach ($name in $names) { if (@($once | Where-Object { $_.Equals($name, 'OrdinalIgnoreCase') }).Count -gt 0) { $inside = $true } }
+    ConvertTo-Json -Compress -Depth 3 ([ordered]@{ networks = $once; inside = $inside; unknown = $unknown; scheduled = @(Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue).Count -gt 0 })`
+  return JSON.parse(stdout)
+}
+
+const WLAN = 'Microsoft-Windows-WLAN-AutoConfig/Operational'
+const NETWORKS = 'Microsoft-Windows-NetworkProfile/Operational'
+
+const SUBSCRIPTION = '<QueryList><Query Id="0">' +
+  `<Select Path="${NETWORKS}">*[System[EventID=10000 or EventID=10001]]</Select>` +
+  `<Select Path="${WLAN}">*[System[EventID=8001]]</Select>` +
+  '</Query></QueryList>'
+
+/** Characters of a task's arguments; a program of Windows is given 32767 in all. */
+const LONGEST = 30_000
+
+/** The script that the task runs: the program without a window, and what it says into a file. */
+function action(program: string, args: string[], log: string): string {
+  return script`
+    $program = ${program}
+    $arguments = ${args.map(argument).join(' ')}
+    $log = ${log}
+    $code = 1
+    try {
+      $start = New-Object Diagnostics.ProcessStartInfo $program, $arguments
+      $start.UseShellExecute = $false
+      $start.CreateNoWindow = $true
+      $start.RedirectStandardOutput = $true
+      $start.RedirectStandardError = $true
+      $start.StandardErrorEncoding = [Text.Encoding]::UTF8
+      $run = [Diagnostics.Process]::Start($start)
+      $words = $run.StandardError.ReadToEndAsync()
+      $null = $run.StandardOutput.ReadToEnd()
+      $run.WaitForExit()
+      $said = $words.Result.Trim()
+      $code = $run.ExitCode
+    } catch { $said = "Cannot run ""$program"": $($_.Exception.Message)" }
+    $null = [IO.Directory]::CreateDirectory([IO.Path]::GetDirectoryName($log))
+    if ([IO.File]::Exists($log) -and (New-Object IO.FileInfo $log).Length -gt 1MB) { [IO.File]::Delete($log) }
+    [IO.File]::AppendAllText($log, (Get-Date).ToString('yyyy-MM-dd HH:mm:ss ') + $said + [char]10)
+    exit $code`
+}
+
+/**
+ * A word of a command line as programs of Windows read it, and .NET everywhere
+ * (learn.microsoft.com/cpp/c-language/parsing-c-command-line-arguments).
+ */
+function argument(word: string): string {
+  return `"${word.replace(/(\\*)("|$)/g, (_, bars, mark) => bars + bars + (mark && '\\"'))}"`
+}
+
+type Command =
+  & Omit<IntranetOptions, 'state' | 'revertAfter'>
+  & Pick<ScheduleIntranetOptions, 'log'>
+  & {
+    state: IntranetOptions['state'] | 'schedule' | 'unschedule'
+    revertAfter?: string
+  }
+
+/** What people are told. */
+function say(
+  { changed, switch: name, intranet, networks, inside, scheduled, notes }: IntranetResult,
+  dryRun: boolean,
+): string {
+  const at = networks?.length
+    ? `On ${networks.map((name) => `"${name}"`).join(', ')}`
+    : 'On no network'
+  const where = inside === undefined ? [] : scheduled !== undefined && inside === null ? [at] : [
+    inside === null
+      ? `${networks?.length ? at : 'On no network that is known'}: nothing is changed`
+      : `${at}: that is ${inside ? '' : 'not '}the intranet`,
+  ]
+  const how = changed ? (dryRun ? 'would become ' : 'is now ') : 'is '
+  return [
+    ...where,
+    `The switch "${name}" ${how}${intranet === 'on' ? 'the VMs’ alone' : 'shared with the host'}`,
+    ...(scheduled === undefined
+      ? []
+      : [`The host ${scheduled ? 'runs' : 'does not run'} auto by itself`]),
+    ...notes,
+  ].join('\n')
+}
+
+await hostCommand(
+  import.meta,
+  'Leave the network adapter to the VM on the intranet (on), have it back elsewhere (off), or either by ' +
+    'the network that the host is on (auto), by itself whenever that changes (schedule)',
+  {
+    state: {
+      type: 'string',
+      positional: true,
+      demandOption: true,
+      choices: ['on', 'off', 'auto', 'status', 'schedule', 'unschedule'],
+      describe: 'What to do; status only asks',
+      example: 'auto',
+    },
+    switch: {
+      type: 'string',
+      describe: 'The switch’s name [default: the only external one]',
+    },
+    network: {
+      type: 'string',
+      array: true,
+      describe: 'The intranet: SSID of a Wi-Fi, or a network’s name in Windows',
+      example: 'Office',
+    },
+    log: { type: 'string', describe: 'schedule: the file that gets a line a run' },
+    ...guardOptions,
+    dryRun,
+  },
+  async (given: Command, ps) => {
+    const { state, log, ...rest } = readGuard(given)
+    const { dryRun = false, network = [] } = rest
+    const tell = (words: string) => process.stderr.write(`${words}\n`)
+    if (state === 'schedule') {
+      const result = await scheduleIntranet({ ...rest, network, log }, ps)
+      const { changed, user } = result
+      const how = changed ? (dryRun ? 'would run' : 'runs now') : 'runs already'
+      tell(`The host ${how} auto by itself, as "${user}", and notes it in "${result.log}"`)
+      return result
+    }
+    if (state === 'unschedule') {
+      const result = await unscheduleIntranet({ dryRun }, ps)
+      const how = dryRun && result.changed ? 'would not run' : 'does not run'
+      tell(`The host ${how} auto by itself${result.changed && !dryRun ? ' any more' : ''}`)
+      return result
+    }
+    const result = await intranet({ ...rest, state }, ps)
+    tell(say(result, dryRun))
+    return result
+  },
+)

@@ -1,0 +1,296 @@
+import fs from 'fs-extra'
+import assert from 'node:assert/strict'
+import { join } from 'node:path'
+import { setTimeout as wait } from 'node:timers/promises'
+import { suite } from 'uvu'
+import {
+  intranet,
+  type IntranetOptions,
+  scheduleIntranet,
+  unscheduleIntranet,
+} from '../../recipes/intranet.ts'
+import { type PowerShell, script } from '../../tasks/task.ts'
+import { undoToggleShare } from '../../tasks/toggle-share.ts'
+import { needs } from '../needs.ts'
+import { runTask } from '../run-task.ts'
+import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+import { analyze } from '../tasks/analyze.ts'
+
+const recipe = suite('intranet')
+const test = needs(recipe, 'pwsh')
+const hostile = 'Bob’s "WLAN"; $(calc) 桥接\\'
+const CONNECTED = 'Microsoft-Windows-NetworkProfile/Operational 10000'
+const WIFI = 'Microsoft-Windows-WLAN-AutoConfig/Operational 8001'
+
+let host: SimulatedHost
+let seed: string
+
+recipe.before(async () => {
+  host = await simulatedHost()
+  await host.ps`
+    $null = New-VMSwitch -Name 桥接 -NetAdapterName Wi-Fi -AllowManagementOS $true
+    $null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  // each is a process, and most tests need none
+  await host.change((state) => state.host.tasksHeld = true)
+  seed = await host.text()
+})
+recipe.before.each(async () => {
+  await fs.writeFile(String(host.env.SIMULATED_HOST), seed)
+  await fs.remove(`${host.env.SIMULATED_HOST}.counters`)
+  await fs.remove(String(host.env.ProgramData))
+  await fs.remove(String(host.env.SIMULATED_HOST_LOG))
+})
+recipe.after(() => host.close())
+
+/** Without the guard, whose tests are in guard.test.ts. */
+const turn = (options: IntranetOptions) => intranet({ guard: false, ...options }, host.ps)
+const shared = async () => {
+  const { switches, adapters } = await host.state()
+  const { hostNics } = switches.find(({ name }: { name: string }) => name === '桥接')
+  return adapters.some(({ guid }: { guid: string }) => guid === hostNics[0]?.id)
+}
+const changes = async () =>
+  (await host.calls()).map(({ cmdlet }) => cmdlet).filter((cmdlet) => !cmdlet.startsWith('Get-'))
+/** Takes the laptop elsewhere: the Wi-Fi connects there, and the host too if it shares the adapter. */
+const move = (name: string | null, more: object = {}) =>
+  host.change((state) => {
+    const wifi = state.adapters.find(({ name }: { name: string }) => name === 'Wi-Fi')
+    wifi.network = name === null ? null : { ...wifi.network, name, ...more }
+    wifi.status = name === null ? 'Disconnected' : 'Up'
+    for (const profile of state.profiles) if (name !== null) profile.name = name
+    if (name === null) state.profiles = []
+  })
+test('leaves the adapter to the VM on the intranet, and has it back elsewhere', async () => {
+  const on = await turn({ state: 'on', switch: '桥接' })
+  assert.deepEqual([on.changed, on.intranet, on.shared], [true, 'on', false])
+  assert.equal(await shared(), false)
+  assert.equal((await turn({ state: 'on' })).changed, false)
+  const off = await turn({ state: 'off' })
+  assert.deepEqual([off.changed, off.intranet, off.shared], [true, 'off', true])
+  assert.equal(await shared(), true)
+  await undoToggleShare(off, host.ps)
+  assert.equal(await shared(), false)
+})
+
+test('knows the intranet by its name in Windows, in whatever case', async () => {
+  const text = await host.text()
+  const dry = await turn({ state: 'auto', network: ['HQ', 'oFFice'], dryRun: true })
+  assert.deepEqual([dry.changed, dry.inside, dry.intranet], [true, true, 'on'])
+  assert.equal(await host.text(), text)
+  assert.deepEqual(await changes(), [])
+  const result = await turn({ state: 'auto', network: ['HQ', 'oFFice'] })
+  assert.deepEqual(result.networks, ['Office'])
+  assert.equal(await shared(), false)
+})
+
+test('knows the network of the Wi-Fi that is the VM’s alone by its SSID', async () => {
+  await turn({ state: 'on' })
+  await fs.remove(String(host.env.SIMULATED_HOST_LOG))
+  const still = await turn({ state: 'auto', network: ['Office'] })
+  assert.deepEqual([still.changed, still.inside, still.networks], [false, true, ['Office']])
+  assert.deepEqual(await changes(), [])
+  await move('Home', { ssid: '桥接网 <5G> & co' })
+  const home = await turn({ state: 'auto', network: ['Office'] })
+  assert.deepEqual([home.changed, home.inside, home.intranet], [true, false, 'off'])
+  assert.deepEqual(home.networks, ['桥接网 <5G> & co'])
+  assert.equal(await shared(), true)
+})
+
+test('compares whole names, whatever is in them', async () => {
+  const names = [hostile, '[a*]', '-x', '"Office"', '桥接网']
+  assert.equal((await turn({ state: 'status', network: names })).inside, false)
+  for (const name of names) {
+    await move(name)
+    assert.equal((await turn({ state: 'status', network: [name] })).inside, true, name)
+  }
+})
+
+test('changes nothing where the host is on no network', async () => {
+  await move(null)
+  // the host’s side of an internal switch leads nowhere
+  await host.change((state) => {
+    const { ifIndex } = state.adapters.find(({ name }: { name: string }) => /NAT/.test(name))
+    state.profiles = [{ ifIndex, name: 'Unidentified network', category: 'Public' }]
+  })
+  const text = await host.text()
+  const result = await turn({ state: 'auto', network: ['Office'] })
+  assert.deepEqual([result.changed, result.inside, result.networks], [false, null, []])
+  assert.equal(await host.text(), text)
+  assert.deepEqual(await changes(), [])
+})
+
+test('changes nothing while the network is being identified', async () => {
+  await host.change((state) => {
+    state.adapters.find(({ name }: { name: string }) => name === 'Wi-Fi').physicalMedia = '802.3'
+    state.profiles[0].name = 'Identifying...'
+    state.profiles[0].connectivity = 'NoTraffic'
+  })
+  const { changed, inside } = await turn({ state: 'auto', network: ['Office'] })
+  assert.deepEqual([changed, inside], [false, null])
+})
+
+test('changes nothing where Windows took no note of the Wi-Fi, and says so', async () => {
+  await turn({ state: 'on' })
+  await host.change((state) =>
+    state.adapters.find(({ name }: { name: string }) => name === 'Wi-Fi').wlanLog = false
+  )
+  const result = await turn({ state: 'auto', network: ['Office'] })
+  assert.deepEqual([result.changed, result.inside], [false, null])
+  assert.deepEqual(result.notes, [
+    'The network of the adapter "Wi-Fi" is not known: Windows has no note of its connection. See ' +
+    'that it takes notes: wevtutil set-log Microsoft-Windows-WLAN-AutoConfig/Operational /enabled:true',
+  ])
+})
+
+test('only asks', async () => {
+  const text = await host.text()
+  const result = await turn({ state: 'status' })
+  assert.deepEqual(
+    [result.changed, result.intranet, result.networks, result.inside, result.scheduled],
+    [false, 'off', ['Office'], null, false],
+  )
+  assert.equal((await turn({ state: 'status', network: ['Office'] })).inside, true)
+  assert.equal(await host.text(), text)
+})
+
+test('refuses what it cannot take', async () => {
+  await assert.rejects(turn({ state: 'auto' }), {
+    message: 'Cannot tell the intranet from elsewhere: no network is named. ' +
+      'Run again with its SSID, or its name in Windows: --network NAME',
+  })
+  for (const name of ['', ' ', 'a\nb']) {
+    await assert.rejects(turn({ state: 'auto', network: ['Office', name] }), {
+      message: `Cannot look for the network ${JSON.stringify(name)}: ` +
+        'a name is not empty and has no control characters. Run: Get-NetConnectionProfile',
+    })
+  }
+  await assert.rejects(turn({ state: 'yes' as 'on' }), {
+    message: 'Cannot turn the intranet "yes": it takes on, off, auto or status',
+  })
+  const network = Array.from({ length: 400 }, (_, index) => `a long name ${index}`)
+  await assert.rejects(scheduleIntranet({ network }, host.ps), {
+    message:
+      'Cannot schedule for 400 networks: their names are too long for one task of Windows. ' +
+      'Name fewer with --network',
+  })
+  const nowhere = [join(host.dir, 'node'), join(host.dir, 'intranet.ts')]
+  await assert.rejects(scheduleIntranet({ network: ['Office'], command: nowhere }, host.ps), {
+    message: `Cannot schedule "auto": the file "${nowhere[0]}" is not on this host. ` +
+      'Run it at the host itself, in PowerShell',
+  })
+  await host.change((state) => state.user = { administrator: true })
+  await assert.rejects(scheduleIntranet({ network: ['Office'] }, host.ps), {
+    message:
+      'Cannot schedule "auto": its task is to run with administrator rights, and PowerShell ' +
+      'runs without. Run: Start-Process powershell -Verb RunAs, and this again in the window it opens',
+  })
+  assert.deepEqual(await changes(), [])
+})
+
+test('lets the host do so by itself, and no more', async () => {
+  const log = join(host.dir, 'intranet.log')
+  const text = await host.text()
+  const dry = await scheduleIntranet({ network: ['Office'], log, dryRun: true }, host.ps)
+  assert.equal(dry.changed, true)
+  assert.equal(await host.text(), text)
+  const made = await scheduleIntranet({ network: ['Office'], log }, host.ps)
+  const { name } = (await host.state()).host
+  assert.deepEqual(made, {
+    changed: true,
+    task: 'vbox-to-hyperv intranet',
+    user: `${name}\\user`,
+    log,
+    before: { scheduled: false },
+  })
+  const [task] = (await host.state()).tasks
+  assert.deepEqual([task.logon, task.level, task.principal], ['Interactive', 'Highest', made.user])
+  assert.deepEqual(task.settings, { batteries: true, startWhenAvailable: true, instances: 'Queue' })
+  assert.deepEqual(task.triggers.map(({ kind }: { kind: string }) => kind), ['Event', 'Logon'])
+  assert.deepEqual(task.triggers[0].events, [CONNECTED, CONNECTED.replace(/0$/, '1'), WIFI])
+  const registered = await host.text()
+  assert.equal((await scheduleIntranet({ network: ['Office'], log }, host.ps)).changed, false)
+  assert.equal(await host.text(), registered)
+  assert.equal((await turn({ state: 'status' })).scheduled, true)
+  // another takes its place
+  const other = await scheduleIntranet({ network: ['Office', 'HQ'], log }, host.ps)
+  assert.deepEqual([other.changed, other.before.scheduled], [true, true])
+  assert.equal((await host.state()).tasks.length, 1)
+  assert.equal((await unscheduleIntranet({ dryRun: true }, host.ps)).changed, true)
+  assert.equal((await host.state()).tasks.length, 1)
+  assert.equal((await unscheduleIntranet({}, host.ps)).changed, true)
+  assert.equal((await unscheduleIntranet({}, host.ps)).changed, false)
+  assert.deepEqual((await host.state()).tasks, [])
+})
+
+test('runs by itself where the Wi-Fi connects, with names as they are', async () => {
+  const log = join(host.dir, 'notes', 'intranet.log')
+  const given = ['--network', hostile, '"Office"', '--switch', '桥接', '--no-guard', '--log', log]
+  const run = await recipeOf('schedule', ...given)
+  assert.equal(
+    run.stderr,
+    `The host runs now auto by itself, as "${
+      JSON.parse(run.stdout).user
+    }", and notes it in "${log}"\n`,
+  )
+  assert.equal(run.code, 0)
+  await host.change((state) => state.host.tasksHeld = false)
+  for (const [index, name] of [hostile, 'Office'].entries()) {
+    await move(name)
+    await host.fire(index === 0 ? CONNECTED : WIFI)
+    const line = await noted(log, index)
+    assert.match(line, /^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d On /)
+    assert.ok(
+      line.includes(`On "${name}": that is ${index === 1 ? 'not ' : ''}the intranet\n`),
+      line,
+    )
+    assert.equal(await shared(), index === 1)
+  }
+})
+
+test('is a command: JSON for programs, words for people', async () => {
+  const auto = await recipeOf('auto', '--network', 'Office', '--dry-run')
+  assert.equal(auto.code, 0)
+  assert.equal(JSON.parse(auto.stdout).inside, true)
+  assert.equal(
+    auto.stderr,
+    'On "Office": that is the intranet\nThe switch "桥接" would become the VMs’ alone\n' +
+      'The host is offline while the switch "桥接" is not shared: it has no other network adapter that is connected\n',
+  )
+  const failed = await recipeOf('auto')
+  assert.deepEqual([failed.code, failed.stdout], [1, ''])
+  assert.match(failed.stderr, /^Cannot tell the intranet from elsewhere: /)
+})
+
+test('has scripts that Windows PowerShell 5.1 can read', async () => {
+  const folder = join(host.dir, 'scripts')
+  let count = 0
+  const keep: PowerShell = async (pieces, ...values) => {
+    await fs.outputFile(join(folder, `${count++}.ps1`), `\ufeff${script(pieces, ...values)}`)
+    return await host.ps(pieces, ...values)
+  }
+  await intranet({ state: 'status' }, keep)
+  await scheduleIntranet({ network: ['Office'] }, keep)
+  const [task] = (await host.state()).tasks
+  const action = Buffer.from(task.action.argument.split(' ').at(-1), 'base64').toString('utf16le')
+  await fs.outputFile(join(folder, 'action.ps1'), `\ufeff${action}`)
+  await unscheduleIntranet({}, keep)
+  assert.equal(count, 4)
+  assert.deepEqual(await analyze(host.ps, folder), [])
+})
+
+function recipeOf(...args: string[]) {
+  return runTask(host, '../recipes/intranet', ...args)
+}
+
+/** What the task noted of its run: what it wrote after so many runs. */
+async function noted(log: string, before: number): Promise<string> {
+  for (let n = 0; n < 200; n++) {
+    const text = await fs.readFile(log, 'utf8').catch(() => '')
+    const runs = text.split(/\n(?=\d{4}-)/)
+    if (text.endsWith('\n') && runs.length > before) return runs[before] as string
+    await wait(100)
+  }
+  throw new Error('the task noted nothing')
+}
+
+recipe.run()
