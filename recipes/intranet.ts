@@ -59,7 +59,10 @@ export async function intranet(
     const known = network.length > 0 ? inside : null
     return { ...await toggle('status'), networks, inside: known, scheduled }
   }
-  const result = await toggle(inside === null ? 'status' : inside ? 'off' : 'on')
+  const now = await toggle('status')
+  const same = inside === null || inside === (now.intranet === 'on')
+  // a guard would take back first what another run has changed and not confirmed yet
+  const result = same ? now : await toggle(inside ? 'off' : 'on')
   const notes = inside === null ? unknown : []
   return { ...result, networks, inside, notes: [...notes, ...result.notes] }
 }
@@ -88,7 +91,8 @@ const TASK = 'vbox-to-hyperv intranet'
  * Lets the host run `auto` by itself: when the user signs in, when Windows finds or loses a network,
  * and when Wi-Fi connects, which Windows does not call a network of the host's while the adapter is the
  * VM's. The task runs as who made it, with all rights and while signed in. A second one takes the
- * place of the first.
+ * place of the first. What is turned by hand meanwhile stays so until a network comes or goes, and that
+ * a turn brings about by itself.
  *
  * Assumed about Windows, as no test machine has it: the events' numbers (NetworkProfile 10000 and
  * 10001, WLAN-AutoConfig 8001), and that a task may wait for those of two logs by one trigger.
@@ -143,7 +147,7 @@ export async function scheduleIntranet(
       $class = Get-CimClass -Namespace Root/Microsoft/Windows/TaskScheduler -ClassName MSFT_TaskEventTrigger
       # an address comes some seconds after the connection
       $connected = New-CimInstance -CimClass $class -ClientOnly -Property @{ Enabled = $true; Subscription = $subscription; Delay = 'PT5S' }
-      $null = Register-ScheduledTask -Force -TaskName $task -Description 'Leaves the network adapter to the VM on the intranet, and has it back elsewhere' -Action (New-ScheduledTaskAction -Execute powershell.exe -Argument $argument) -Trigger @($connected, (New-ScheduledTaskTrigger -AtLogOn -User $user)) -Principal (New-ScheduledTaskPrincipal -UserId $user -LogonType Interactive -RunLevel Highest) -Settings (New-ScheduledTaskSettingsSet -AllowStartIfOnBatteries -DontStopIfGoingOnBatteries -StartWhenAvailable -MultipleInstances Queue -ExecutionTimeLimit (New-TimeSpan -Minutes 10))
+      $null = Register-ScheduledTask -Force -TaskName $task -Description 'Leaves the network adapter to the VM on the intranet, and has it back elsewhere' -Action (New-ScheduledTaskAction -Execute powershell.exe -Argument $argument) -Trigger @($connected, (New-ScheduledTaskTrigger -AtLogOn -User $user)) -Principal (New-ScheduledTaskPrincipal -UserId $user -LogonType Interactive -RunLevel Highest) -Settings (New-ScheduledTaskSettingsSet -AllowStartIfOnBatteries -DontStopIfGoingOnBatteries -StartWhenAvailable -MultipleInstances Queue -ExecutionTimeLimit (New-TimeSpan -Hours 2))
     }
     ConvertTo-Json -Compress -Depth 3 ([ordered]@{ changed = -not $same; task = $task; user = $user; log = $log; before = [ordered]@{ scheduled = $found.Count -gt 0 } })`
   return JSON.parse(stdout) as ScheduleIntranetResult
@@ -158,6 +162,11 @@ export async function unscheduleIntranet(
     $task = ${TASK}
     $dryRun = ${dryRun}
     $found = @(Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue)
+    # without rights the task may not be seen
+    $identity = ([type]'Security.Principal.WindowsIdentity')::GetCurrent()
+    if ('S-1-5-32-544' -notin @($identity.Groups | ForEach-Object { $_.Value })) {
+      throw 'Cannot take "auto" from the schedule: PowerShell runs without administrator rights. Run: Start-Process powershell -Verb RunAs, and this again in the window it opens'
+    }
     if (-not $dryRun) { foreach ($one in $found) { Unregister-ScheduledTask -InputObject $one -Confirm:$false } }
     ConvertTo-Json -Compress -Depth 3 ([ordered]@{ changed = $found.Count -gt 0; task = $task; before = [ordered]@{ scheduled = $found.Count -gt 0 } })`
   return JSON.parse(stdout)
@@ -227,7 +236,7 @@ async function look(
         $data = @{}
         foreach ($item in ([xml]$entry.ToXml()).Event.EventData.Data) { $data[$item.GetAttribute('Name')] = $item.InnerText }
         # the newest comes first; 8003 is the end of a connection
-        if ([guid]$data.InterfaceGuid -eq [guid]$card.InterfaceGuid) { if ($entry.Id -eq 8001) { $last = $data }; break }
+        if ($data.InterfaceGuid -and [guid]$data.InterfaceGuid -eq [guid]$card.InterfaceGuid) { if ($entry.Id -eq 8001) { $last = $data }; break }
       }
       if ($last) {
         $connected = $true
@@ -318,7 +327,9 @@ function say(
       ? []
       : [`The host ${scheduled ? 'runs' : 'does not run'} auto by itself`]),
     ...notes,
-  ].join('\n')
+    // a network's name may hold what would move the cursor
+    // deno-lint-ignore no-control-regex
+  ].join('\n').replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/g, '\ufffd')
 }
 
 await hostCommand(
@@ -355,7 +366,7 @@ await hostCommand(
     if (state === 'schedule') {
       const result = await scheduleIntranet({ ...rest, network, log }, ps)
       const { changed, user } = result
-      const how = changed ? (dryRun ? 'would run' : 'runs now') : 'runs already'
+      const how = changed ? (dryRun ? 'would run' : 'now runs') : 'already runs'
       tell(`The host ${how} auto by itself, as "${user}", and notes it in "${result.log}"`)
       return result
     }
