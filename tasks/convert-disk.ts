@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os'
 import { basename, extname, join, parse, resolve } from 'node:path'
 import process from 'node:process'
 import { setImmediate } from 'node:timers/promises'
+import { readVolumes, type Volume } from './convert-disk/contents.ts'
 import { compare, copy } from './convert-disk/copy.ts'
 import { refuseEngine, runEngine } from './convert-disk/engine.ts'
 import { uuidText } from './convert-disk/header.ts'
@@ -109,6 +110,8 @@ export interface DiskDescription extends Layout {
   identifier?: string
   /** Of a snapshot: it and its parents, the last parent first. */
   chain?: string[]
+  /** What its partitions hold, in their order. */
+  volumes: Volume[]
 }
 
 /**
@@ -271,13 +274,15 @@ export async function inspectDisk(
     const { image, allocatedSize, member, close } = await openSource(from, options)
     try {
       const { format, variant, virtualSize, identifier, chain } = image
+      const layout = await readLayout(image)
       const name = member?.name ?? (typeof which === 'string' ? which : undefined)
       descriptions.push({
         ...(name !== undefined && { member: name }),
         ...{ format, variant, virtualSize, allocatedSize },
         ...(identifier !== undefined && { identifier }),
         ...(chain && { chain }),
-        ...await readLayout(image),
+        ...layout,
+        volumes: await readVolumes(image, layout),
       })
     } finally {
       await close()

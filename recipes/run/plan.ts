@@ -6,6 +6,7 @@ import type { CheckHostResult } from '../../tasks/check-host.ts'
 import type { DiskDescription } from '../../tasks/convert-disk.ts'
 import type { GuardOptions } from '../../tasks/guard.ts'
 import type { VmDescription } from '../../tasks/inspect-vm.ts'
+import { checkGuest, guestOn } from './guest.ts'
 import { joinHost } from './host.ts'
 import type { Call, StepResult } from './steps.ts'
 
@@ -160,7 +161,9 @@ export function makePlan(
   const storage = target.kind === 'ssh' ? folder : local ? undefined : wishes.storage
   const places = storage ? files.map((file) => joinHost(storage, file)) : converted
   const adapters = chooseAdapters(vm, wishes, target)
-  notes.push(...adapters.notes, ...guestNotes(vm, generation))
+  const guest = checkGuest(vm, disks, generation, wishes)
+  refusals.push(...guest.refusals)
+  notes.push(...adapters.notes, ...guest.notes)
 
   add({
     id: 'check-host',
@@ -264,6 +267,7 @@ export function makePlan(
       })
     }
   }
+  const secureBoot = chooseSecureBoot(vm, disks, generation)
   const vmMade = add({
     id: 'create-vm',
     task: 'create-vm',
@@ -271,7 +275,7 @@ export function makePlan(
     needs: made,
     title: `Make the VM "${name}": generation ${generation}, ${count(cpus, 'CPU')}, ${
       size(memory)
-    }, Secure Boot ${secureBoot(vm, generation)}`,
+    }, Secure Boot ${secureBoot}`,
     undo: `remove the VM "${name}"; its disks stay`,
     options: {
       vm: name,
@@ -279,7 +283,7 @@ export function makePlan(
       generation,
       cpus,
       memory,
-      ...(generation === 2 && { secureBoot: secureBoot(vm, generation) }),
+      ...(generation === 2 && { secureBoot }),
     },
   })
   adapters.wanted.forEach((adapter, index) => {
@@ -599,28 +603,14 @@ function chooseAdapters(vm: VmDescription, wishes: Wishes, target: Target) {
 /** The Default Switch of Windows clients, whose name is localized and whose id is not. */
 const DEFAULT_SWITCH = 'c08cb7b8-9b3c-408e-8e30-5e16a3aeb444'
 
-function guestNotes(vm: VmDescription, generation: 1 | 2): string[] {
-  const controller = vm.disks[0]?.controller?.type
-  if (
-    vm.guest === 'windows' && generation === 1 && controller !== undefined && controller !== 'ide'
-  ) {
-    return [
-      `Windows booted from ${controller.toUpperCase()} and will boot from IDE. If it stops with 0x7B ` +
-      '(INACCESSIBLE_BOOT_DEVICE), start it once from IDE in VirtualBox, or set Start=0 for intelide and atapi',
-    ]
-  }
-  if (vm.guest === 'linux') {
-    return [
-      'A Linux guest needs hv_vmbus, hv_storvsc and hv_netvsc in its initramfs. If it stops without a root device, ' +
-      'boot it in VirtualBox and rebuild the initramfs with them',
-    ]
-  }
-  return []
-}
-
-function secureBoot(vm: VmDescription, generation: 1 | 2): 'off' | 'windows' | 'linux' {
+function chooseSecureBoot(
+  vm: VmDescription,
+  disks: Disks,
+  generation: 1 | 2,
+): 'off' | 'windows' | 'linux' {
   if (generation === 1 || !vm.secureBoot) return 'off'
-  return vm.guest === 'windows' ? 'windows' : vm.guest === 'linux' ? 'linux' : 'off'
+  const guest = guestOn(vm, disks)
+  return guest === 'windows' || guest === 'linux' ? guest : 'off'
 }
 
 /** Bytes that the converted disks take at most: a block that holds any data is written whole. */

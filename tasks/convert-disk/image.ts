@@ -230,14 +230,15 @@ function clearGaps({ offset, length, runs }: Piece, data: Buffer): void {
 /** Reads a part of the disk, of a few megabytes at most. What lies beyond its end reads as zeros. */
 export async function readDisk(image: Image, offset: number, length: number): Promise<Buffer> {
   const result = Buffer.alloc(length)
-  const slot: Slot = { data: share(WINDOW) }
+  let slot: Slot = { data: share(Math.min(WINDOW, length)) }
   for await (const run of image.runs(offset)) {
     if (run.offset >= offset + length) break
+    if (run.load && slot.data.length < WINDOW) slot = { data: share(WINDOW) }
     // compressed runs are read whole, others as far as they are wanted
     let from = run.load ? run.offset : Math.max(run.offset, offset)
     const end = Math.min(run.offset + run.length, run.load ? Infinity : offset + length)
     while (from < end) {
-      const size = Math.min(WINDOW, end - from)
+      const size = Math.min(slot.data.length, end - from)
       const part = { ...run, offset: from, length: size, at: run.at + from - run.offset }
       await load({ offset: from, length: size, runs: [part] }, slot)
       const skip = Math.max(0, offset - from)

@@ -12,7 +12,7 @@ export interface Partition {
 
 export interface Layout {
   partitionTable: 'mbr' | 'gpt' | 'none'
-  /** The entries in use; of an MBR the four primary ones. */
+  /** The entries in use; of an MBR the primary ones, then the logical ones. */
   partitions: Partition[]
   /**
    * Which firmware finds something to start:
@@ -23,6 +23,14 @@ export interface Layout {
    * - `both`, `none` accordingly.
    */
   boots: 'bios' | 'uefi' | 'both' | 'none'
+}
+
+/** Exactly `length` bytes of a volume. Rejects with {@link Damaged} beyond its end. */
+export type ReadAt = (offset: number, length: number) => Promise<Buffer>
+
+/** A volume whose structures lead astray. What it holds stays unknown. */
+export class Damaged extends Error {
+  override name = 'Damaged'
 }
 
 const { u32, u64, guid } = little
@@ -36,6 +44,10 @@ const RECORD = { startingLba: u32(8), sizeInLba: u32(12) }
 const ACTIVE = 0x80
 const GPT_PROTECTIVE = 'ee'
 const ESP_MBR = 'ef'
+/** Extended partitions, as Windows (05, 0f) and Linux (85) write them. */
+const EXTENDED = ['05', '0f', '85']
+/** No tool makes more: a chain of tables that is a loop ends here. */
+const MAX_LOGICAL = 128
 
 /** Table 5.5, GPT Header. */
 const GPT = {
@@ -57,16 +69,7 @@ export async function readLayout(image: Image): Promise<Layout> {
     return { partitionTable: 'none', partitions: [], boots: 'none' }
   }
   const code = start.subarray(0, BOOT_CODE_LENGTH).some((byte) => byte !== 0)
-  const records = [0, 1, 2, 3].map((index) => {
-    const record = start.subarray(PARTITION_RECORDS + index * 16)
-    const { startingLba, sizeInLba } = read(RECORD, record)
-    return {
-      indicator: record[0] as number,
-      type: (record[4] as number).toString(16).padStart(2, '0'),
-      offset: startingLba * sectorSize,
-      length: sizeInLba * sectorSize,
-    }
-  })
+  const records = readRecords(start, sectorSize)
   const header = read(GPT, start, sectorSize)
   if (records.some(({ type }) => type === GPT_PROTECTIVE) && header.signature === 'EFI PART') {
     const partitions = await readGpt(image, header)
@@ -81,9 +84,41 @@ export async function readLayout(image: Image): Promise<Layout> {
   const uefi = used.some(({ type }) => type === ESP_MBR)
   return {
     partitionTable: table ? 'mbr' : 'none',
-    partitions: used.map(({ offset, length, type }) => ({ offset, length, type })),
+    partitions: [...used, ...await readLogical(image, used)]
+      .map(({ offset, length, type }) => ({ offset, length, type })),
     boots: boots(code || active, uefi),
   }
+}
+
+/** The four entries of a boot record. */
+function readRecords(sector: Buffer, sectorSize: number) {
+  return [0, 1, 2, 3].map((index) => {
+    const record = sector.subarray(PARTITION_RECORDS + index * 16)
+    const { startingLba, sizeInLba } = read(RECORD, record)
+    return {
+      indicator: record[0] as number,
+      type: (record[4] as number).toString(16).padStart(2, '0'),
+      offset: startingLba * sectorSize,
+      length: sizeInLba * sectorSize,
+    }
+  })
+}
+
+/** Each table in an extended partition has a partition, counted from it, and the next table, counted from the first. */
+async function readLogical(image: Image, primary: Partition[]): Promise<Partition[]> {
+  const extended = primary.find(({ type }) => EXTENDED.includes(type))
+  const partitions: Partition[] = []
+  let at = extended?.offset
+  for (let n = 0; extended && at !== undefined && n < MAX_LOGICAL; n++) {
+    const sector = await readDisk(image, at, image.sectorSize)
+    if (sector.readUInt16LE(SIGNATURE) !== 0xaa55) break
+    const [logical, next] = readRecords(sector, image.sectorSize)
+    if (logical && logical.type !== '00') {
+      partitions.push({ ...logical, offset: at + logical.offset })
+    }
+    at = next && EXTENDED.includes(next.type) ? extended.offset + next.offset : undefined
+  }
+  return partitions
 }
 
 async function readGpt(

@@ -247,6 +247,7 @@ function disk(some: Partial<Disks[number]>): Disks[number] {
     allocatedSize: 1024 ** 2,
     partitionTable: 'mbr',
     partitions: [],
+    volumes: [],
     boots: 'bios',
     modified: '2026-01-01T00:00:00.000Z',
     ...some,

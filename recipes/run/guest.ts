@@ -1,0 +1,111 @@
+/** What the guest on the disks needs to start as a VM of Hyper-V. */
+import type { Volume } from '../../tasks/convert-disk/contents.ts'
+import type { VmDescription } from '../../tasks/inspect-vm.ts'
+import type { Disks, Wishes } from './plan.ts'
+
+/** The guest's family. The disks are believed before the settings, which may have been chosen by chance. */
+export function guestOn(vm: VmDescription, disks: Disks): VmDescription['guest'] {
+  const volumes = disks.flatMap((disk) => disk.volumes)
+  if (volumes.some(({ windows }) => windows)) return 'windows'
+  if (vm.guest !== 'unknown') return vm.guest
+  const linux: Volume['holds'][] = ['ext', 'xfs', 'btrfs', 'lvm', 'luks', 'md', 'swap']
+  return volumes.some(({ holds }) => linux.includes(holds)) ? 'linux' : 'unknown'
+}
+
+/** What would keep the guest from starting, and what its user will meet. */
+export function checkGuest(
+  vm: VmDescription,
+  disks: Disks,
+  generation: 1 | 2,
+  wishes: Wishes,
+): { refusals: string[]; notes: string[] } {
+  const refusals: string[] = []
+  const notes: string[] = []
+  const volumes = disks.flatMap((disk) => disk.volumes)
+  if (volumes.some(({ hibernated }) => hibernated)) {
+    refusals.push(
+      `Cannot move "${vm.name}": Windows in it is hibernated, or was shut down by Fast Startup, and would ` +
+        'go on from a memory that its new hardware does not fit. Start it in VirtualBox, and run in it, ' +
+        'elevated: powercfg /h off; shutdown /s /t 0',
+    )
+  }
+  for (const { holds, label, offset, dirty, damaged } of volumes) {
+    const volume = `the volume ${label ? `"${label}"` : `at byte ${offset}`}`
+    if (dirty) {
+      notes.push(`${capital(volume)} was not closed properly, so Windows checks it when it starts`)
+    }
+    if (damaged) {
+      notes.push(
+        `${
+          capital(volume)
+        } says that it is ${holds.toUpperCase()}, and what is in it cannot be read`,
+      )
+    }
+    if (holds === 'bitlocker') {
+      notes.push(
+        `${
+          capital(volume)
+        } is encrypted by BitLocker, and the new VM’s TPM does not have its key. Have the ` +
+          'recovery key at hand (manage-bde -protectors -get C:), or run in the guest before, elevated: ' +
+          'Suspend-BitLocker -MountPoint C: -RebootCount 0',
+      )
+    }
+    if (holds === 'luks') {
+      notes.push(
+        `${
+          capital(volume)
+        } is encrypted by LUKS: have a passphrase for the VM’s console, because ` +
+          'what a TPM unlocks does not come along',
+      )
+    }
+  }
+  const boot = generation === 2 ? loaders(disks) : undefined
+  if (boot && !boot.some((path) => path.toLowerCase() === FALLBACK.toLowerCase())) {
+    const has = boot.length > 0 ? boot.map((path) => `"${path}"`).join(', ') : 'no loader at all'
+    const mend = guestOn(vm, disks) === 'windows'
+      ? 'Run in it, elevated: bcdboot C:\\Windows /f UEFI'
+      : 'Run in it: sudo grub-install --target=x86_64-efi --removable'
+    const text =
+      `Cannot start "${vm.name}" by UEFI: a new VM knows of no loader but ${FALLBACK}, ` +
+      `and its EFI system partition has ${has}. ${mend}`
+    // who names the generation has the last word
+    if (wishes.generation === 2) notes.push(text)
+    else refusals.push(`${text}. Or run again with --generation 2 to move it as it is`)
+  }
+  return { refusals, notes: [...notes, ...driverNotes(vm, disks, generation)] }
+}
+
+/** What firmware starts that remembers no boot entry (UEFI specification 2.10, 3.5.1.1). */
+const FALLBACK = 'EFI/BOOT/BOOTX64.EFI'
+
+/** What is on the EFI system partition of the first disk; undefined where that is not known. */
+function loaders([disk]: Disks): string[] | undefined {
+  const isEsp = ({ type }: { type: string }) =>
+    type === 'ef' || type === 'c12a7328-f81f-11d2-ba4b-00a0c93ec93b'
+  const esp = disk?.partitions.find(isEsp)
+  return disk?.volumes.find(({ offset }) => offset === esp?.offset)?.loaders
+}
+
+function driverNotes(vm: VmDescription, disks: Disks, generation: 1 | 2): string[] {
+  const controller = vm.disks[0]?.controller?.type
+  const guest = guestOn(vm, disks)
+  if (
+    guest === 'windows' && generation === 1 && controller !== undefined && controller !== 'ide'
+  ) {
+    return [
+      `Windows booted from ${controller.toUpperCase()} and will boot from IDE. If it stops with 0x7B ` +
+      '(INACCESSIBLE_BOOT_DEVICE), start it once from IDE in VirtualBox, or set Start=0 for intelide and atapi',
+    ]
+  }
+  if (guest === 'linux') {
+    return [
+      'A Linux guest needs hv_vmbus, hv_storvsc and hv_netvsc in its initramfs. If it stops without a root device, ' +
+      'boot it in VirtualBox and rebuild the initramfs with them',
+    ]
+  }
+  return []
+}
+
+function capital(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1)
+}

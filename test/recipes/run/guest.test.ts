@@ -1,0 +1,102 @@
+import { deepEqual, equal, match } from 'node:assert/strict'
+import { suite } from 'uvu'
+import { checkGuest, guestOn } from '../../../recipes/run/guest.ts'
+import type { Disks, Wishes } from '../../../recipes/run/plan.ts'
+import type { Volume } from '../../../tasks/convert-disk/contents.ts'
+import type { VmDescription } from '../../../tasks/inspect-vm.ts'
+
+const guests = suite('checkGuest')
+
+const ESP = 'c12a7328-f81f-11d2-ba4b-00a0c93ec93b'
+
+function check(
+  volumes: Partial<Volume>[],
+  { guest = 'unknown', generation = 2 as 1 | 2, wishes = {} as Wishes, controller = 'ide' } = {},
+) {
+  const vm = { name: 'web', guest, disks: [{ controller: { type: controller } }] }
+  const disk = {
+    partitions: volumes.map((_, index) => ({ offset: index, length: 1, type: index ? 'x' : ESP })),
+    volumes: volumes.map((volume, index) => ({
+      holds: 'unknown',
+      length: 1,
+      offset: index,
+      ...volume,
+    })),
+  }
+  const given = [vm as unknown as VmDescription, [disk] as unknown as Disks] as const
+  return { guest: guestOn(...given), ...checkGuest(...given, generation, wishes) }
+}
+
+const boots: Partial<Volume> = { holds: 'fat', loaders: ['EFI/Boot/bootx64.efi'] }
+
+guests('pain 11: refuses Windows that is to go on from its memory on disk', () => {
+  const { refusals } = check([boots, { holds: 'ntfs', windows: true, hibernated: true }])
+  equal(refusals.length, 1)
+  match(
+    String(refusals[0]),
+    /^Cannot move "web": Windows in it is hibernated, or .+ powercfg \/h off; shutdown \/s \/t 0$/,
+  )
+})
+
+guests('pain 5: refuses UEFI without the loader that a new VM starts, but not who insists', () => {
+  const esp = { holds: 'fat' as const, loaders: ['EFI/ubuntu/shimx64.efi'] }
+  const linux = check([esp, { holds: 'ext' }])
+  equal(linux.refusals.length, 1)
+  match(
+    String(linux.refusals[0]),
+    /^Cannot start "web" by UEFI: .+ has "EFI\/ubuntu\/shimx64\.efi"\. Run in it: sudo grub-install .+--generation 2/,
+  )
+  const windows = check([{ ...esp, loaders: [] }, { holds: 'ntfs', windows: true }])
+  match(
+    String(windows.refusals[0]),
+    /has no loader at all\. Run in it, elevated: bcdboot C:\\Windows \/f UEFI\. Or/,
+  )
+  const insists = check([esp], { wishes: { generation: 2 } })
+  deepEqual(insists.refusals, [])
+  match(insists.notes.join(), /^Cannot start "web" by UEFI/)
+  // a partition that cannot be read is no proof, and BIOS looks elsewhere
+  deepEqual(check([{ holds: 'fat', damaged: true }]).refusals, [])
+  deepEqual(check([esp], { generation: 1 }).refusals, [])
+  deepEqual(check([boots]).refusals, [])
+})
+
+guests('pain 12: says what an encrypted volume will ask for', () => {
+  const { refusals, notes } = check([boots, { holds: 'bitlocker' }, { holds: 'luks' }])
+  deepEqual(refusals, [])
+  match(
+    String(notes[0]),
+    /^The volume at byte 1 is encrypted by BitLocker.+ Suspend-BitLocker -MountPoint C: -RebootCount 0$/,
+  )
+  match(String(notes[1]), /^The volume at byte 2 is encrypted by LUKS: have a passphrase/)
+})
+
+guests('says which volume was not closed properly, and which cannot be read', () => {
+  const { notes } = check([boots, { holds: 'ntfs', label: 'Data', dirty: true }, {
+    holds: 'ntfs',
+    damaged: true,
+  }])
+  match(String(notes[0]), /^The volume "Data" was not closed properly/)
+  match(
+    String(notes[1]),
+    /^The volume at byte 2 says that it is NTFS, and what is in it cannot be read$/,
+  )
+})
+
+guests('knows the guest by its disk, before what its settings say', () => {
+  equal(check([{ holds: 'ntfs', windows: true }], { guest: 'linux' }).guest, 'windows')
+  equal(check([{ holds: 'ntfs' }], { guest: 'linux' }).guest, 'linux')
+  equal(check([{ holds: 'lvm' }]).guest, 'linux')
+  equal(check([{ holds: 'fat' }]).guest, 'unknown')
+})
+
+guests('pain 1, 2: says what the guest needs for its new hardware', () => {
+  const sata = { generation: 1 as const, controller: 'sata' }
+  match(check([{ holds: 'ntfs', windows: true }], sata).notes.join(), /booted from SATA .+ 0x7B/)
+  deepEqual(check([{ holds: 'ntfs', windows: true }], { generation: 1 }).notes, [])
+  match(
+    check([{ holds: 'ext' }], { generation: 1 }).notes.join(),
+    /hv_vmbus, hv_storvsc and hv_netvsc/,
+  )
+})
+
+guests.run()
