@@ -256,7 +256,7 @@ deploying(
     const before = await host.text()
     const { code, stderr } = await deploy(host, bundle)
     equal(code, 1)
-    match(stderr, /Run/)
+    match(stderr, /Let an administrator run: Add-LocalGroupMember/)
     equal(await host.text(), before)
   },
 )
