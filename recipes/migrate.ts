@@ -1,6 +1,5 @@
 #!/usr/bin/env zx
 /** Move a VirtualBox VM to Hyper-V: this machine's, another's over SSH, or a folder to carry to one. */
-import { confirm, select } from '@inquirer/prompts'
 import fs from 'fs-extra'
 import { Listr } from 'listr2'
 import { join, resolve } from 'node:path'
@@ -26,10 +25,11 @@ import {
   type PowerShell,
 } from '../tasks/task.ts'
 import { beginBundle, BUNDLE, bundleState, finishBundle, removeBundle } from './run/bundle.ts'
+import { checkElevation, converse, elevate, elevateOptions, offerElevation } from './run/elevate.ts'
 import { freeSpace, type Host, localFolder, openHost } from './run/host.ts'
 import { beginJournal, readJournals, record, stateFolder } from './run/journal.ts'
 import { makePlan, type Plan, size, type Step, type Target, type Wishes } from './run/plan.ts'
-import { describeProgress, measure, type Screen, stopSignal, terminal } from './run/screen.ts'
+import { describeProgress, measure, type Screen } from './run/screen.ts'
 import { removeStage } from './run/send-disk.ts'
 import { refuseTwins } from './run/twins.ts'
 import { perform, powershellFor, type Progress, scriptOf, type StepResult } from './run/steps.ts'
@@ -502,6 +502,7 @@ const options: Record<string, Option> = {
     describe: 'A JSON file with any of these options',
   },
   state: { type: 'string', describe: 'Folder for the journals of runs' },
+  ...elevateOptions,
   dryRun,
   yes: { type: 'boolean', alias: 'y', describe: 'Do not ask' },
   json: { type: 'boolean', describe: 'One JSON object a line, for programs' },
@@ -514,6 +515,8 @@ const given = await commandLine<
     json?: boolean
     guestUser?: string
     guestCredential?: string
+    elevate?: boolean
+    elevatedBy?: string
   }
 >(
   import.meta,
@@ -521,25 +524,29 @@ const given = await commandLine<
   options,
 )
 if (given) {
-  const { yes, json, guestUser: user, guestCredential, ...options } = given
-  const { screen, live, person } = terminal(json)
+  const { yes, json, guestUser: user, guestCredential, elevate: up, elevatedBy, ...options } = given
+  const { to } = options
+  const conversation = converse({ json, elevatedBy })
+  const { screen, live, person, confirm, select, signal } = conversation
   try {
-    const credential = await readCredential({ user, credential: guestCredential })
-    await migrate(readGuard(options), {
-      screen,
-      live,
-      credential,
-      signal: stopSignal(),
-      ...(person && !yes && { agree: () => confirm({ message: 'Go ahead?' }) }),
-      ...(person && {
-        pick: (names) =>
-          select({ message: 'Which VM?', choices: names.map((name) => ({ name, value: name })) }),
-      }),
-    })
+    if (up && !elevatedBy) checkElevation({ to, user, credential: guestCredential })
+    const code = up && !elevatedBy ? await elevate({ meta: import.meta, conversation }) : undefined
+    if (code !== undefined) process.exitCode = code
+    else {
+      const credential = await readCredential({ user, credential: guestCredential })
+      await migrate(readGuard(options), {
+        screen,
+        live,
+        credential,
+        signal: signal(),
+        ...(person && !yes && { agree: () => confirm('Go ahead?') }),
+        ...(person && { pick: (names) => select('Which VM?', names) }),
+      })
+    }
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error)
     const outcome = error instanceof Stopped ? 'stopped' : 'failed'
-    screen({ event: 'error', message })
+    screen({ event: 'error', message: offerElevation(message) })
     if (json) screen({ event: 'end', outcome, next: [] })
     process.exitCode = outcome === 'stopped' ? 130 : 1
   }

@@ -1,15 +1,15 @@
 #!/usr/bin/env zx
 /** Take back what a run changed, the last step first. */
-import { confirm } from '@inquirer/prompts'
 import { Listr } from 'listr2'
 import { resolve } from 'node:path'
 import process from 'node:process'
 import { commandLine, dryRun, type Option } from '../tasks/task.ts'
 import { removeBundle } from './run/bundle.ts'
+import { converse, elevate, elevateOptions, offerElevation } from './run/elevate.ts'
 import { type Host, openHost } from './run/host.ts'
 import { type Journal, readJournals, record, stateFolder } from './run/journal.ts'
 import type { Step, StepResult } from './run/plan.ts'
-import { type Screen, terminal } from './run/screen.ts'
+import type { Screen } from './run/screen.ts'
 import { removePartial, removeStage } from './run/send-disk.ts'
 import { powershellFor, takeBack } from './run/steps.ts'
 
@@ -136,27 +136,33 @@ const options: Record<string, Option> = {
     example: 'last',
   },
   state: { type: 'string', describe: 'Folder for the journals of runs' },
+  ...elevateOptions,
   dryRun,
   yes: { type: 'boolean', alias: 'y', describe: 'Do not ask' },
   json: { type: 'boolean', describe: 'One JSON object a line, for programs' },
 }
 
-const given = await commandLine<UndoOptions & { yes?: boolean; json?: boolean }>(
+const given = await commandLine<
+  UndoOptions & { yes?: boolean; json?: boolean; elevate?: boolean; elevatedBy?: string }
+>(
   import.meta,
   'Take back what a run changed, the last step first',
   options,
 )
 if (given) {
-  const { yes, json, ...options } = given
-  const { screen, live, person } = terminal(json)
+  const { yes, json, elevate: up, elevatedBy, ...options } = given
+  const conversation = converse({ json, elevatedBy })
+  const { screen, live, person, confirm } = conversation
   try {
-    await undo(options, {
-      screen,
-      live,
-      ...(person && !yes && { agree: () => confirm({ message: 'Take it back?' }) }),
-    })
+    const code = up && !elevatedBy ? await elevate({ meta: import.meta, conversation }) : undefined
+    if (code !== undefined) process.exitCode = code
+    else {
+      const agree = () => confirm('Take it back?')
+      await undo(options, { screen, live, ...(person && !yes && { agree }) })
+    }
   } catch (error) {
-    screen({ event: 'error', message: error instanceof Error ? error.message : String(error) })
+    const message = error instanceof Error ? error.message : String(error)
+    screen({ event: 'error', message: offerElevation(message) })
     process.exitCode = 1
   }
 }

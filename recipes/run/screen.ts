@@ -25,7 +25,7 @@ export type Screen = (event: RunEvent) => void
 const jsonScreen: Screen = (event) => console.log(JSON.stringify(event))
 
 /** Words for people. With `live`, steps and progress are left to the list that listr2 draws. */
-function textScreen({ live }: { live: boolean }): Screen {
+export function textScreen({ live }: { live: boolean }): Screen {
   let said = -1
   return (event) => {
     switch (event.event) {
