@@ -237,15 +237,8 @@ test('lets the host do so by itself, and no more', async () => {
 
 test('runs by itself where the Wi-Fi connects, with names as they are', async () => {
   const log = join(host.dir, 'notes', 'intranet.log')
-  const given = ['--network', hostile, '"Office"', '--switch', '桥接', '--no-guard', '--log', log]
-  const run = await recipeOf('schedule', ...given)
-  assert.equal(
-    run.stderr,
-    `The host now runs auto by itself, as "${
-      JSON.parse(run.stdout).user
-    }", and notes it in "${log}"\n`,
-  )
-  assert.equal(run.code, 0)
+  const network = [hostile, '"Office"']
+  await scheduleIntranet({ network, switch: '桥接', guard: false, log }, host.ps)
   await host.change((state) => state.host.tasksHeld = false)
   await move(hostile)
   await host.fire(WIFI)
@@ -264,7 +257,7 @@ test('is a command: JSON for programs, words for people', async () => {
     'On "Office": that is the intranet\nThe switch "桥接" would become the VMs’ alone\n' +
       'The host is offline while the switch "桥接" is not shared: it has no other network adapter that is connected\n',
   )
-  const failed = await recipeOf('auto')
+  const failed = await recipeOf('schedule', '--dry-run')
   assert.deepEqual([failed.code, failed.stdout], [1, ''])
   assert.match(failed.stderr, /^Cannot tell the intranet from elsewhere: /)
 })
