@@ -10,16 +10,26 @@
  * with an environment and a folder of its own; a refused question is Win32 error 1223; an elevated
  * process is found by its number (EPERM) until it has ended (ESRCH).
  */
-import { confirm, select } from '@inquirer/prompts'
 import fs from 'fs-extra'
-import { spawn } from 'node:child_process'
-import { once } from 'node:events'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import process from 'node:process'
 import { StringDecoder } from 'node:string_decoder'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { inWsl, type Option, type PowerShell, powershell } from '../../tasks/task.ts'
+import {
+  answerFile,
+  ERR,
+  EXIT,
+  FIRST,
+  type First,
+  lives,
+  OUT,
+  put,
+  RUN,
+  type Run,
+  STOP,
+} from './elevated.ts'
 import { type RunEvent, type Screen, stopSignal, terminal, textScreen } from './screen.ts'
 
 /** What a recipe shows its run on, asks by and is stopped by. */
@@ -66,9 +76,12 @@ export function converse(
   if (elevatedBy !== undefined) return across(elevatedBy)
   return {
     ...terminal(json),
-    confirm: (message) => confirm({ message }),
-    select: (message, names) =>
-      select({ message, choices: names.map((name) => ({ name, value: name })) }),
+    // loaded for who is asked: it takes a tenth of a second
+    confirm: async (message) => await (await import('@inquirer/prompts')).confirm({ message }),
+    select: async (message, names) => {
+      const choices = names.map((name) => ({ name, value: name }))
+      return await (await import('@inquirer/prompts')).select({ message, choices })
+    },
     signal: stopSignal,
   }
 }
@@ -101,7 +114,7 @@ export async function elevate(options: ElevateOptions): Promise<number | undefin
     const first: First = { pid: process.pid, person: conversation.person }
     await fs.writeJson(join(folder, RUN), run)
     await fs.writeJson(join(folder, FIRST), first)
-    const launcher = [...runtime, import.meta.filename as string, folder]
+    const launcher = [...runtime, LAUNCHER, folder]
     return await follow(folder, await startElevated(process.execPath, launcher, ps), options)
   } finally {
     await fs.remove(folder)
@@ -155,28 +168,6 @@ const ELSEWHERE = 'Cannot elevate on this system: --elevate is for Windows alone
 const ENVIRONMENT =
   /^(PATH|POWERSHELL|VBOX\w*|USERPROFILE|HOMEDRIVE|HOMEPATH|APPDATA|LOCALAPPDATA|NODE_OPTIONS|DENO_DIR|NO_COLOR)$/i
 
-/** The folder's files: to the run, and back from it. Each is whole when its name appears. */
-const RUN = 'run.json'
-const FIRST = 'first.json'
-const STOP = 'stop'
-const OUT = 'out'
-const ERR = 'err'
-const EXIT = 'exit'
-const answerFile = (id: number) => `answer-${id}.json`
-
-interface Run {
-  program: string
-  args: string[]
-  cwd: string
-  env: Record<string, string>
-}
-
-/** The process at the terminal. */
-interface First {
-  pid: number
-  person: boolean
-}
-
 /** What the elevated run has asked at the terminal, on its standard output among the events. */
 interface Question {
   event: 'question'
@@ -187,7 +178,9 @@ interface Question {
 }
 
 /** Milliseconds between looks at a file of the other side. */
-const LOOK = 150
+const LOOK = 100
+
+const LAUNCHER = join(import.meta.dirname as string, 'elevated.ts')
 
 /** Deno names its own options nowhere. */
 function runtimeArguments(): string[] {
@@ -349,21 +342,6 @@ function absent(error: NodeJS.ErrnoException): undefined {
   if (error.code !== 'ENOENT') throw error
 }
 
-function lives(pid: number): boolean {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code !== 'ESRCH'
-  }
-}
-
-async function put(folder: string, name: string, value: unknown): Promise<void> {
-  const partial = join(folder, `${name}.partial`)
-  await fs.writeJson(partial, value)
-  await fs.rename(partial, join(folder, name))
-}
-
 /** The elevated recipe's side. It stops when it is told to, and when nobody is at the terminal any more. */
 function across(folder: string): Conversation {
   const { pid, person } = fs.readJsonSync(join(folder, FIRST)) as First
@@ -400,33 +378,3 @@ function across(folder: string): Conversation {
     },
   }
 }
-
-/** The elevated process: runs what the folder says, and leaves the exit code there. */
-async function launch(folder: string): Promise<void> {
-  const { program, args, cwd, env } = await fs.readJson(join(folder, RUN)) as Run
-  await fs.remove(join(folder, RUN)) // from here on it is known to have come this far
-  const first = await fs.readJson(join(folder, FIRST)) as First
-  Object.assign(process.env, env)
-  const out = fs.openSync(join(folder, OUT), 'a')
-  const err = fs.openSync(join(folder, ERR), 'a')
-  let code = 1
-  try {
-    if (!await fs.pathExists(cwd)) {
-      throw new Error(
-        `Cannot run with administrator rights in "${cwd}": elevated programs do not have the drives ` +
-          'that this user has mapped. Go to a folder on a local drive, and run the same there',
-      )
-    }
-    const options = { cwd, stdio: ['ignore', out, err] as const, windowsHide: true }
-    const child = spawn(program, args, { ...options, stdio: [...options.stdio] })
-    code = (await once(child, 'exit') as [number | null])[0] ?? 1
-  } catch (error) {
-    fs.writeSync(err, `${(error as Error).message}\n`)
-  }
-  fs.closeSync(out)
-  fs.closeSync(err)
-  await put(folder, EXIT, code)
-  if (!lives(first.pid)) await fs.remove(folder) // nobody reads it any more
-}
-
-if (import.meta.main) await launch(resolve(process.argv.at(-1) as string))
