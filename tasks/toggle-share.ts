@@ -24,9 +24,9 @@ export interface HostNetwork {
   dhcp: boolean
   /** IPv4 addresses that came by themselves, e.g. `10.20.30.40/16`. They are not put back. */
   leased: string[]
-  /** IPv4 addresses set by hand, e.g. `192.168.1.10/24`. */
+  /** Addresses set by hand, e.g. `192.168.1.10/24` or `fd00::10/64`. */
   addresses: string[]
-  /** IPv4 routes set by hand, the default gateway among them. */
+  /** Routes set by hand, the default gateway among them. */
   routes: { to: string; by: string; metric: number }[]
   dns: string[]
   /** Interface metric; null is automatic. */
@@ -139,18 +139,26 @@ async function share(
       $index = $card.InterfaceIndex
       $kept.dhcp = [string]$ip.Dhcp -eq 'Enabled'
       if ([string]$ip.AutomaticMetric -eq 'Disabled') { $kept.metric = [int]$ip.InterfaceMetric }
-      foreach ($address in @($ips | Where-Object { $_.InterfaceIndex -eq $index -and [string]$_.AddressFamily -eq 'IPv4' })) {
+      foreach ($address in @($ips | Where-Object { $_.InterfaceIndex -eq $index })) {
         $text = [string]$address.IPAddress + '/' + $address.PrefixLength
-        if ([string]$address.PrefixOrigin -eq 'Manual') { $kept.addresses += $text } else { $kept.leased += $text }
+        if ([string]$address.PrefixOrigin -eq 'Manual') { $kept.addresses += $text }
+        # what a router gives of IPv6 it gives again
+        elseif ([string]$address.AddressFamily -eq 'IPv4') { $kept.leased += $text }
       }
-      # what DHCP gave is in the active store alone (assumption)
-      $store = 'PersistentStore'
-      if (-not $kept.dhcp) { $store = 'ActiveStore' }
-      $kept.routes = @(Get-NetRoute -PolicyStore $store -ErrorAction SilentlyContinue | Where-Object { $_.InterfaceIndex -eq $index -and [string]$_.NextHop -match '[1-9].*[.]' } | ForEach-Object { [ordered]@{ to = [string]$_.DestinationPrefix; by = [string]$_.NextHop; metric = [int]$_.RouteMetric } })
-      if ($kept.dhcp) {
-        # servers set by hand beside DHCP; a host without this key has none (assumption: the key)
-        try { $kept.dns = @((Get-ItemProperty -LiteralPath "Registry::HKEY_LOCAL_MACHINE/SYSTEM/CurrentControlSet/Services/Tcpip/Parameters/Interfaces/$($card.InterfaceGuid)").NameServer -split '[, ]' | Where-Object { $_ }) } catch { Write-Verbose $_ }
-      } else { $kept.dns = @(Get-DnsClientServerAddress -InterfaceIndex $index -AddressFamily IPv4 | ForEach-Object { $_.ServerAddresses } | Where-Object { $_ }) }
+      # what DHCP and routers gave is in the active store alone (assumption)
+      $active = @()
+      if (-not $kept.dhcp) { $active = @(Get-NetRoute -PolicyStore ActiveStore -ErrorAction SilentlyContinue | Where-Object { [string]$_.NextHop -match '[1-9].*[.]' }) }
+      $stored = @(Get-NetRoute -PolicyStore PersistentStore -ErrorAction SilentlyContinue | Where-Object { ($kept.dhcp -and [string]$_.NextHop -match '[1-9].*[.]') -or ([string]$_.NextHop -like '*:*' -and [string]$_.NextHop -ne '::') })
+      $kept.routes = @($active + $stored | Where-Object { $_.InterfaceIndex -eq $index } | ForEach-Object { [ordered]@{ to = [string]$_.DestinationPrefix; by = [string]$_.NextHop; metric = [int]$_.RouteMetric } })
+      $protocols = @('Tcpip', 'Tcpip6')
+      if (-not $kept.dhcp) {
+        $kept.dns = @(Get-DnsClientServerAddress -InterfaceIndex $index -AddressFamily IPv4 | ForEach-Object { $_.ServerAddresses } | Where-Object { $_ })
+        $protocols = @('Tcpip6')
+      }
+      foreach ($protocol in $protocols) {
+        # servers set by hand beside what the network gives; a host without this key has none (assumption: the key)
+        try { $kept.dns += @((Get-ItemProperty -LiteralPath "Registry::HKEY_LOCAL_MACHINE/SYSTEM/CurrentControlSet/Services/$protocol/Parameters/Interfaces/$($card.InterfaceGuid)").NameServer -split '[, ]' | Where-Object { $_ }) } catch { Write-Verbose $_ }
+      }
       $network = Get-NetConnectionProfile | Where-Object InterfaceIndex -eq $index | Select-Object -First 1
       if ($network) { $kept.profile = [ordered]@{ name = [string]$network.Name; category = [string]$network.NetworkCategory } }
       $kept

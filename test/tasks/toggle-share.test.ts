@@ -43,7 +43,7 @@ const hostSide = async () => {
     ConvertTo-Json -Compress -Depth 3 @{
       dhcp = [string]$ip.Dhcp -eq 'Enabled'
       metric = $(if ([string]$ip.AutomaticMetric -eq 'Disabled') { [int]$ip.InterfaceMetric } else { $null })
-      addresses = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -eq $card.InterfaceIndex -and [string]$_.PrefixOrigin -eq 'Manual' } | ForEach-Object { $_.IPAddress + '/' + $_.PrefixLength })
+      addresses = @(Get-NetIPAddress | Where-Object { $_.InterfaceIndex -eq $card.InterfaceIndex -and [string]$_.PrefixOrigin -eq 'Manual' } | ForEach-Object { $_.IPAddress + '/' + $_.PrefixLength })
       gateways = @(Get-NetRoute -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -eq $card.InterfaceIndex -and $_.DestinationPrefix -eq '0.0.0.0/0' -and [string]$_.Protocol -ne 'Dhcp' } | ForEach-Object { [string]$_.NextHop })
     }`
   return JSON.parse(stdout)
@@ -54,10 +54,11 @@ const fixed = {
   vlan: { mode: 'Access', id: 12 },
   dhcp: false,
   leased: [],
-  addresses: ['192.168.77.10/24', '192.168.78.10/24'],
+  addresses: ['192.168.77.10/24', '192.168.78.10/24', 'fd00:77::10/64'],
   routes: [
     { to: '0.0.0.0/0', by: '192.168.77.1', metric: 256 },
     { to: '10.99.0.0/16', by: '192.168.77.9', metric: 5 },
+    { to: 'fd00:99::/32', by: 'fd00:77::9', metric: 7 },
   ],
   dns: ['192.168.77.2', '9.9.9.9'],
   metric: 15,
@@ -80,6 +81,8 @@ const setFixed = () =>
     Set-NetIPInterface -InterfaceIndex $index -AddressFamily IPv4 -InterfaceMetric 15
     $null = New-NetIPAddress -InterfaceIndex $index -IPAddress 192.168.78.10 -PrefixLength 24
     $null = New-NetRoute -InterfaceIndex $index -DestinationPrefix 10.99.0.0/16 -NextHop 192.168.77.9 -RouteMetric 5
+    $null = New-NetIPAddress -InterfaceIndex $index -IPAddress fd00:77::10 -PrefixLength 64
+    $null = New-NetRoute -InterfaceIndex $index -DestinationPrefix fd00:99::/32 -NextHop fd00:77::9 -RouteMetric 7
     Set-NetConnectionProfile -InterfaceIndex $index -NetworkCategory Private
     Get-VMNetworkAdapter -ManagementOS -Name 桥接 | Set-VMNetworkAdapterVlan -Access -VlanId 12`
 
