@@ -4,13 +4,15 @@
  * The elevated run has no window. It is asked for by the question of Windows (UAC), says what happens
  * as JSON lines, and all it has to ask is asked here, so that one terminal shows the run, `--json` and
  * pipes work as ever, and nothing vanishes with a window that closes. Both sides talk through files in
- * a folder of this user's, which administrators can write to as well, whoever of them said yes.
+ * a folder of this user's, which administrators can write to as well, whoever of them said yes. Another
+ * program of this user's can write there too, as it can to the kit itself: UAC does not part the two.
  *
  * What is assumed of Windows, where none of our tests runs: the verb runas starts a program elevated
  * with an environment and a folder of its own; a refused question is Win32 error 1223; an elevated
  * process is found by its number (EPERM) until it has ended (ESRCH).
  */
 import fs from 'fs-extra'
+import { rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import process from 'node:process'
@@ -97,6 +99,8 @@ export async function elevate(options: ElevateOptions): Promise<number | undefin
   console.error(
     'Windows asks for administrator rights. Where no question is seen, it waits in the taskbar.',
   )
+  // from here on Ctrl-C goes to the run
+  const stopped = conversation.signal()
   const folder = await fs.mkdtemp(join(tmpdir(), 'vbox-to-hyperv-elevated-'))
   try {
     const runtime = runtimeArguments()
@@ -115,9 +119,15 @@ export async function elevate(options: ElevateOptions): Promise<number | undefin
     await fs.writeJson(join(folder, RUN), run)
     await fs.writeJson(join(folder, FIRST), first)
     const launcher = [...runtime, LAUNCHER, folder]
-    return await follow(folder, await startElevated(process.execPath, launcher, ps), options)
+    return await follow(
+      folder,
+      await startElevated(process.execPath, launcher, ps),
+      stopped,
+      options,
+    )
   } finally {
-    await fs.remove(folder)
+    // a virus scanner may hold what was just written
+    await rm(folder, { recursive: true, force: true, maxRetries: 5, retryDelay: 200 })
   }
 }
 
@@ -234,10 +244,8 @@ async function startElevated(program: string, args: string[], ps: PowerShell): P
   }
   if (state === 'failed' || !pid) {
     throw new Error(
-      `Cannot run with administrator rights: Windows cannot ask for them here (${
-        message ?? 'no process'
-      }). ${BY_HAND}, ` +
-        'without --elevate',
+      'Cannot run with administrator rights: Windows cannot ask for them here ' +
+        `(${message ?? 'no process'}). Run the same without --elevate in an elevated PowerShell`,
     )
   }
   return pid
@@ -252,13 +260,14 @@ function quote(arg: string): string {
 async function follow(
   folder: string,
   pid: number,
+  stopped: AbortSignal,
   { conversation, onError = (text) => void process.stderr.write(text) }: ElevateOptions,
 ): Promise<number> {
-  const { live, signal } = conversation
+  const { live } = conversation
   // the list is drawn by the process that runs it, and that has no terminal
   const screen = live ? textScreen({ live: false }) : conversation.screen
   const stop = () => fs.writeFileSync(join(folder, STOP), '')
-  const stopped = signal()
+  if (stopped.aborted) stop()
   stopped.addEventListener('abort', stop)
   let rest = ''
   const onOutput = async (text: string) => {

@@ -62,13 +62,23 @@ test('hands every argument on as it is, and the exit code back', async () => {
   equal(cwd, process.cwd())
 })
 
+test('finds its arguments behind those of zx', async () => {
+  const { argv } = process
+  process.argv = [process.execPath, join(root, 'zx'), '--quiet', recipe, 'tell', '--', '-x']
+  try {
+    const { events } = await run({ args: undefined })
+    deepEqual(JSON.parse(notes(events)[0] as string).args.slice(2), ['tell', '--', '-x'])
+  } finally {
+    process.argv = argv
+  }
+})
+
 test('gives the run its user’s folders, and no other variable', async () => {
+  const env = { ...process.env } // Windows starts it with an environment of its own
   process.env.TEST_TOKEN = 'secret'
   process.env.VBOX_USER_HOME = 'of this user'
   try {
-    const kept = { env: {} as NodeJS.ProcessEnv }
-    // Windows starts it with an environment of its own
-    const { events } = await run({ args: ['tell'], ps: windows({ env: kept.env }) })
+    const { events } = await run({ args: ['tell'], ps: windows({ env }) })
     const { token, home } = JSON.parse(notes(events)[0] as string)
     deepEqual([token, home], [null, 'of this user'])
   } finally {
@@ -127,6 +137,12 @@ test('stops the run on Ctrl-C, and waits for its end', async () => {
     screen: () => stop.abort(),
   })
   equal(code, 130)
+  deepEqual(notes(events), ['waits', 'stopped in order'])
+})
+
+test('stops a run that Ctrl-C came before', async () => {
+  const stop = AbortSignal.abort()
+  const { events } = await run({ args: ['wait'], signal: () => stop })
   deepEqual(notes(events), ['waits', 'stopped in order'])
 })
 
@@ -276,7 +292,7 @@ hosted('says so when the question of Windows is answered with no', async () => {
   const none = 'throw (New-Object ComponentModel.Win32Exception 1155)'
   await rejects(run({ args: ['tell'], ps: real({ start: none }) }), {
     message:
-      /^Cannot run with administrator rights: Windows cannot ask for them here \(.+\)\. Run: /,
+      /^Cannot run with administrator rights: Windows cannot ask for them here \(.+\)\. Run the same /,
   })
 })
 
@@ -311,7 +327,7 @@ test.run()
 
 interface Run extends Partial<Conversation> {
   recipe?: string
-  args: string[]
+  args: string[] | undefined
   ps?: PowerShell
 }
 
