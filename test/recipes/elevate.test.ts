@@ -176,6 +176,17 @@ test('says so when the run is lost, or never began', async () => {
   )
 })
 
+test('says so when administrators do not have the folder it is in', async ({ dir }) => {
+  const cwd = join(dir, 'mapped')
+  const started = (args: string[]) => {
+    const file = join(args.at(-1) as string, 'run.json')
+    fs.writeJsonSync(file, { ...fs.readJsonSync(file), cwd })
+  }
+  const { code, errors } = await run({ args: ['tell'], ps: windows({ started }) })
+  equal(code, 1)
+  ok(errors.startsWith(`Cannot run with administrator rights in "${cwd}": elevated programs do `))
+})
+
 test('leaves nothing behind', async () => {
   let folder = ''
   await run({ args: ['tell'], ps: windows({ started: (args) => folder = args.at(-1) as string }) })
