@@ -165,7 +165,7 @@ function wrap(text: string, hang: number): string {
   const plain = text.replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/g, '\ufffd')
   return plain.split('\n').map((line) => {
     // what is indented there is to be copied, whole
-    if (hang === 0) return /^ {2}/.test(line) ? line : wrapAnsi(line, columns, { trim: false })
+    if (hang === 0 && line.startsWith('  ')) return line
     const [first = '', ...rest] = wrapAnsi(line, columns - hang, { trim: false }).split('\n')
     return [first.trimEnd(), ...rest.map((part) => ' '.repeat(hang) + part.trim())].join('\n')
   }).join('\n')
