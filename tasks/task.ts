@@ -242,10 +242,11 @@ export function openPowerShell(
   const using = (options: ScriptOptions): PowerShell => (pieces, ...values) => {
     waiting++
     const secrets = values.filter((value) => value instanceof Secret)
+    // who has the answer may close at once, so it is counted before that
     const answer = last.then(() =>
       send(script(pieces, ...values), { ...common, ...options }, secrets)
-    )
-    last = answer.catch(() => {}).finally(() => waiting--)
+    ).finally(() => waiting--)
+    last = answer.catch(() => {})
     return answer
   }
   return {

@@ -1,5 +1,6 @@
 import { deepEqual, equal, match, ok, rejects, throws } from 'node:assert/strict'
 import { execFile } from 'node:child_process'
+import { existsSync } from 'node:fs'
 import { access, mkdtemp, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -289,6 +290,22 @@ test('ends a script that runs when it is closed', async () => {
   await wait(100)
   await close()
   await sleeping
+})
+
+test('lets PowerShell end by itself when no script runs, and leaves alone what it has started', async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'close-'))
+  const file = join(dir, 'done')
+  const { ps, close } = openPowerShell()
+  try {
+    await ps`
+      $file = ${file}
+      $null = Start-Process -FilePath sh -ArgumentList '-c', ('"sleep 1; echo > ' + $file + '"') -PassThru`
+    await close()
+    for (let n = 0; n < 50 && !existsSync(file); n++) await wait(100)
+    ok(existsSync(file))
+  } finally {
+    await rm(dir, { recursive: true })
+  }
 })
 
 test('has no syntax that Windows PowerShell 5.1 lacks', async ({ shell: { ps } }) => {
