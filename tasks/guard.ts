@@ -317,10 +317,14 @@ async function confirm(ps: PowerShell, token: string): Promise<boolean> {
     $token = ${token}
     $stem = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv', "guard-$token")
     try { [IO.File]::Move("$stem.armed", "$stem.confirmed") } catch [IO.FileNotFoundException] { 'false'; return }
-    Get-ScheduledTask -TaskName "vbox-to-hyperv guard $token" -ErrorAction SilentlyContinue | ForEach-Object {
-      Stop-ScheduledTask -InputObject $_
-      Unregister-ScheduledTask -InputObject $_ -Confirm:$false
-    }
+    $task = "vbox-to-hyperv guard $token"
+    # the guard that sees it confirmed goes by itself, at the same moment perhaps
+    try {
+      Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue | ForEach-Object {
+        Stop-ScheduledTask -InputObject $_
+        Unregister-ScheduledTask -InputObject $_ -Confirm:$false
+      }
+    } catch { if (Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue) { throw } }
     [IO.File]::Delete("$stem.ps1")
     [IO.File]::Delete("$stem.confirmed")
     'true'`
@@ -368,7 +372,10 @@ if ($hold) {
   # the next start of Windows tries again
   if ($failure) { throw $failure }
 }
-Get-ScheduledTask -TaskName "vbox-to-hyperv guard $token" -ErrorAction SilentlyContinue | Unregister-ScheduledTask -Confirm:$false
+$task = "vbox-to-hyperv guard $token"
+# whoever confirms removes it too
+try { Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue | Unregister-ScheduledTask -Confirm:$false }
+catch { if (Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue) { throw } }
 [IO.File]::Delete("$stem.claimed")
 [IO.File]::Delete("$stem.confirmed")
 [IO.File]::Delete("$stem.ps1")

@@ -96,6 +96,24 @@ test('leaves nothing behind when the host was reached and tested after the chang
   assert.deepEqual(calls.filter((cmdlet) => first.includes(cmdlet)), [...first, ...first])
 })
 
+test('takes no harm when the guard removes itself while it is confirmed', async () => {
+  const error = {
+    id: 'Windows System Error 2',
+    message: 'The system cannot find the file specified',
+  }
+  await host.change((state) => {
+    state.faults = [{ cmdlet: 'Unregister-ScheduledTask', when: 'after', error }]
+  })
+  assert.equal((await off()).changed, true)
+  assert.deepEqual(await traces(), [])
+  // but one that is still there is to be heard of
+  await fs.writeFile(String(host.env.SIMULATED_HOST), seed)
+  await host.change((state) => {
+    state.faults = [{ cmdlet: 'Unregister-ScheduledTask', when: 'before', error }]
+  })
+  await assert.rejects(off(), /The system cannot find the file specified/)
+})
+
 test('tells the host to act for SYSTEM, on batteries, late, and when it starts', async () => {
   await assert.rejects(off({}, dying()), {
     message: 'PowerShell ended. The host takes back what was changed of the external switch by ' +
