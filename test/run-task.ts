@@ -11,7 +11,11 @@ export interface Run {
 }
 
 /** Runs tasks/`task`.ts with the runtime that runs the test, in the folder of the host's files. */
-export function runTask(host: SimulatedHost, task: string, ...args: string[]): Promise<Run> {
+export function runTask(
+  host: Pick<SimulatedHost, 'dir' | 'env'>,
+  task: string,
+  ...args: string[]
+): Promise<Run> {
   const runtime = 'Deno' in globalThis ? ['run', '-A'] : []
   const file = join(import.meta.dirname as string, '..', 'tasks', `${task}.ts`)
   const options = { cwd: host.dir, env: host.env }

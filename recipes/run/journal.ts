@@ -23,6 +23,11 @@ export interface Journal {
   done: { step: string; result: StepResult }[]
   /** Steps that were begun and of which nothing more is known. */
   unfinished: string[]
+  /** The steps that were done and then taken back. */
+  undone: string[]
+  /** When its first and its last entry were written: ISO 8601, UTC. */
+  began: string
+  last: string
   outcome: 'done' | 'failed' | 'stopped' | 'undone' | undefined
 }
 
@@ -52,13 +57,13 @@ export async function beginJournal(state: string, plan: Plan): Promise<Journal> 
   const time = new Date().toISOString().replace(/[-:]|\.\d+/g, '')
   const folder = join(state, 'runs')
   await fs.ensureDir(folder)
-  let run = `${time}-${plan.slug}`
-  for (let n = 2; await fs.pathExists(join(folder, `${run}.jsonl`)); n++) {
-    run = `${time}-${plan.slug}-${n}`
-  }
+  // a name to be typed in a shell
+  const name = `${time}-${plan.slug.replaceAll(' ', '-')}`
+  let run = name
+  for (let n = 2; await fs.pathExists(join(folder, `${run}.jsonl`)); n++) run = `${name}-${n}`
   const file = join(folder, `${run}.jsonl`)
   await record(file, { entry: 'plan', plan })
-  return { run, file, plan, done: [], unfinished: [], outcome: undefined }
+  return await readJournal(file) as Journal
 }
 
 /** All journals of a state folder, oldest first. */
@@ -66,10 +71,11 @@ export async function readJournals(state: string): Promise<Journal[]> {
   const folder = join(state, 'runs')
   const names = await fs.pathExists(folder) ? await fs.readdir(folder) : []
   const journals = await Promise.all(
-    names.filter((name) => name.endsWith('.jsonl')).sort()
-      .map((name) => readJournal(join(folder, name))),
+    names.filter((name) => name.endsWith('.jsonl')).map((name) => readJournal(join(folder, name))),
   )
+  // names tell seconds only
   return journals.filter((journal) => journal !== undefined)
+    .sort((one, other) => one.began < other.began ? -1 : 1)
 }
 
 async function readJournal(file: string): Promise<Journal | undefined> {
@@ -90,7 +96,9 @@ async function readJournal(file: string): Promise<Journal | undefined> {
       if (journal) Object.assign(journal, { plan, outcome: undefined })
       else {
         const run = file.replace(/^.*[\\/]|\.jsonl$/g, '')
-        journal = { run, file, plan, done: [], unfinished: [], outcome: undefined }
+        const { time } = entry
+        const nothing = { done: [], unfinished: [], undone: [], outcome: undefined }
+        journal = { run, file, plan, ...nothing, began: time, last: time }
       }
     } else if (journal === undefined) {
       throw new Error(`Cannot read the journal "${file}": it does not begin with a plan`)
@@ -98,9 +106,14 @@ async function readJournal(file: string): Promise<Journal | undefined> {
     else if (entry.entry === 'end') journal.outcome = entry.outcome
     else {
       journal.unfinished = journal.unfinished.filter((step) => step !== entry.step)
+      journal.undone = journal.undone.filter((step) => step !== entry.step)
       if (entry.entry === 'done') journal.done.push({ step: entry.step, result: entry.result })
-      else journal.done = journal.done.filter(({ step }) => step !== entry.step)
+      else {
+        journal.done = journal.done.filter(({ step }) => step !== entry.step)
+        journal.undone.push(entry.step)
+      }
     }
+    if (journal) journal.last = entry.time
   }
   return journal
 }

@@ -53,6 +53,12 @@ journals('begins anew after a run that ended well, and for another plan', async 
   equal(new Set([first.file, second.file, third.file]).size, 3)
 })
 
+journals('tells the order of runs that began within a second', async ({ state }) => {
+  const begun: string[] = []
+  for (let n = 0; n < 12; n++) begun.push((await beginJournal(state, plan(`${n}`))).run)
+  deepEqual((await readJournals(state)).map(({ run }) => run), begun)
+})
+
 journals('reads past a line that a killed run left cut short', async ({ state }) => {
   const { file } = await beginJournal(state, plan())
   await fs.appendFile(file, '\n{"entry":"done","step":"on')

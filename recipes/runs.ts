@@ -1,0 +1,141 @@
+#!/usr/bin/env zx
+/** List the runs of the past, or show one: what it did, and how to go on with it or take it back. */
+import process from 'node:process'
+import { commandLine, type Option } from '../tasks/task.ts'
+import { type Journal, readJournals, stateFolder } from './run/journal.ts'
+import type { Plan, Step } from './run/plan.ts'
+import { textScreen } from './run/screen.ts'
+
+export interface RunsOptions {
+  /** A run by its name, or `last`. @default all */
+  run?: string | undefined
+  /** The folder for journals. @default the user's data folder */
+  state?: string | undefined
+}
+
+/**
+ * What is known of a step: it changed something, or found it so already; it was taken back; it was
+ * begun, and nothing more is known; it is still to be done.
+ */
+export type StepOutcome = 'changed' | 'already so' | 'taken back' | 'not known' | 'to do'
+
+export interface RunDescription {
+  run: string
+  /** Name of the VM on Hyper-V. */
+  vm: string
+  /** `local`, `ssh://...` or `bundle:DIR`. */
+  to: string
+  /** `not ended` is a run that goes on, or was killed. */
+  outcome: 'done' | 'failed' | 'stopped' | 'undone' | 'not ended'
+  /** ISO 8601, UTC. */
+  began: string
+  last: string
+  steps: { step: string; title: string; outcome: StepOutcome }[]
+  /** The journal. */
+  file: string
+}
+
+/** The runs of a state folder, oldest first. */
+export async function runs(
+  { run, state = stateFolder }: RunsOptions = {},
+): Promise<RunDescription[]> {
+  const journals = await readJournals(state)
+  if (run === undefined) return journals.map(describe)
+  const found = run === 'last' ? journals.at(-1) : journals.find((journal) => journal.run === run)
+  if (found) return [describe(found)]
+  throw new Error(
+    `Cannot show the run "${run}": ` +
+      (journals.length
+        ? `the runs are ${journals.map((journal) => journal.run).join(', ')}`
+        : `no run is in "${state}"`),
+  )
+}
+
+function describe(journal: Journal): RunDescription {
+  const { run, file, plan, began, last, outcome = 'not ended' } = journal
+  const outcomeOf = ({ id, already }: Step): StepOutcome => {
+    const done = journal.done.findLast(({ step }) => step === id)
+    if (journal.undone.includes(id)) return 'taken back'
+    if (done) return done.result.changed ? 'changed' : 'already so'
+    if (journal.unfinished.includes(id)) return 'not known'
+    return already ? 'already so' : 'to do'
+  }
+  // what is a bundle's for its host is done there, and written down there
+  const own = plan.steps.filter(({ where }) => where === 'here' || plan.target.kind !== 'bundle')
+  const steps = own.map((step) => ({ step: step.id, title: step.title, outcome: outcomeOf(step) }))
+  return { run, vm: plan.name, to: targetOf(plan), outcome, began, last, steps, file }
+}
+
+function targetOf({ target }: Plan): string {
+  if (target.kind === 'local') return 'local'
+  return target.kind === 'ssh' ? target.url : `bundle:${target.dir}`
+}
+
+/** `2026-11-23 10:11`, where the reader is. */
+function when(time: string): string {
+  const date = new Date(time)
+  const two = (number: number) => String(number).padStart(2, '0')
+  const day = [date.getFullYear(), two(date.getMonth() + 1), two(date.getDate())].join('-')
+  return `${day} ${two(date.getHours())}:${two(date.getMinutes())}`
+}
+
+function line({ run, vm, to, outcome, began, steps }: RunDescription): string {
+  const changed = steps.filter((step) => step.outcome === 'changed').length
+  return `${when(began)}  ${outcome.padEnd(9)}  "${vm}" to ${to}, ${changed} of ` +
+    `${steps.length} steps changed something\n                             ${run}`
+}
+
+function page({ run, vm, to, outcome, began, last, steps, file }: RunDescription): string {
+  const width = Math.max(...steps.map((step) => step.outcome.length))
+  const changed = steps.some((step) => step.outcome === 'changed')
+  const next = [
+    ...(outcome !== 'done' && outcome !== 'undone'
+      ? ['Go on with it by the same command as before.']
+      : []),
+    ...(changed && outcome !== 'undone'
+      ? ['Take it back:', `  npx zx recipes/undo.ts ${/\s/.test(run) ? `"${run}"` : run}`]
+      : []),
+  ]
+  return [
+    `${run}: ${outcome}`,
+    `"${vm}" to ${to}, begun ${when(began)}, last heard of ${when(last)}`,
+    '',
+    ...steps.map((step) => ` ${step.outcome.padEnd(width)}  ${step.title}`),
+    '',
+    ...next,
+    `Its journal is ${file}`,
+  ].join('\n')
+}
+
+const options: Record<string, Option> = {
+  run: {
+    type: 'string',
+    positional: true,
+    describe: 'A run by its name, or last [default: a list of all]',
+    example: 'last',
+  },
+  state: { type: 'string', describe: 'Folder for the journals of runs' },
+  json: { type: 'boolean', describe: 'JSON on standard output, for programs' },
+}
+
+const given = await commandLine<RunsOptions & { json?: boolean }>(
+  import.meta,
+  'List the runs of the past, or show one',
+  options,
+)
+if (given) {
+  const screen = textScreen({ live: false })
+  try {
+    const { json, ...wanted } = given
+    const found = await runs(wanted)
+    if (json) console.log(JSON.stringify(found))
+    else {
+      const none = `No run is in "${wanted.state ?? stateFolder}" yet.`
+      const text = wanted.run !== undefined ? found.map(page) : found.map(line)
+      screen({ event: 'note', text: text.join('\n') || none })
+    }
+  } catch (error) {
+    screen({ event: 'error', message: error instanceof Error ? error.message : String(error) })
+    process.exitCode = 1
+  }
+}
