@@ -46,7 +46,14 @@ export const HYPER_V = Object.keys(MODULES).filter((name) => name !== 'ext4')
 export async function guestRoot(keeps: 'initramfs-tools' | 'dracut' | 'none'): Promise<GuestRoot> {
   const dir = await fs.mkdtemp(join(tmpdir(), 'guest-'))
   const path = join(dir, 'root')
-  await execute('cp', ['-a', await base(), path])
+  const first = await base()
+  // programs are shared, and never written to; links end where a file system does
+  await execute('cp', ['-al', first, path]).catch(async () => {
+    await fs.remove(path)
+    await execute('cp', ['-a', first, path])
+  })
+  await fs.remove(join(path, 'etc'))
+  await execute('cp', ['-a', join(first, 'etc'), path])
   const at = (name: string) => join(path, name)
   if (keeps !== 'initramfs-tools') {
     await fs.remove(at('usr/share/initramfs-tools'))

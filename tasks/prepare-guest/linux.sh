@@ -109,23 +109,27 @@ kernels() {
   done | { sort -V 2> /dev/null || sort; }
 }
 
-# file names have - or _ where a module's name has _
-pattern() { printf '%s' "$1" | sed 's/_/[-_]/g'; }
-
-# kind KERNEL MODULE: builtin, module or none
-kind() {
-  if grep -q "/$(pattern "$2")[.]ko" "/lib/modules/$1/modules.builtin" 2> /dev/null; then echo builtin
-  elif [ -n "$(find "/lib/modules/$1/" -name "$(pattern "$2").ko*" 2> /dev/null | head -n 1)" ]; then echo module
-  else echo none; fi
+# inventory KERNEL: its drivers for Hyper-V, as " module:hv_vmbus builtin:hv_storvsc "
+inventory() {
+  {
+    sed -n 's|.*/\(h[viy][^/]*\)[.]ko.*|builtin:\1|p' "/lib/modules/$1/modules.builtin" 2> /dev/null
+    find "/lib/modules/$1/" -name 'h[viy]*.ko*' 2> /dev/null | sed 's|.*/|module:|; s|[.]ko.*||'
+  } | tr '\n-' ' _' | sed 's/^/ /' # a file may be named hid-hyperv, its module is hid_hyperv
 }
 
-# has KERNEL KIND MODULE...: those of them that are of this kind there
+# those INVENTORY KIND MODULE...: the modules of this kind; none: that are of no kind
 those() {
-  of=$1 wanted_kind=$2
+  those_in=$1 those_kind=$2 those_all=''
   shift 2
   for module in "$@"; do
-    [ "$(kind "$of" "$module")" != "$wanted_kind" ] || printf '%s ' "$module"
-  done | sed 's/ $//'
+    case "$those_in" in
+      *" builtin:$module "*) those_is=builtin ;;
+      *" module:$module "*) those_is=module ;;
+      *) those_is=none ;;
+    esac
+    [ "$those_is" != "$those_kind" ] || those_all="$those_all${those_all:+ }$module"
+  done
+  printf '%s' "$those_all"
 }
 
 images() { # KERNEL: its initramfs, a line each
@@ -134,10 +138,8 @@ images() { # KERNEL: its initramfs, a line each
     mkinitcpio)
       preset="/etc/mkinitcpio.d/$(cat "/lib/modules/$1/pkgbase" 2> /dev/null).preset"
       [ -f "$preset" ] || return 0
-      # shellcheck disable=SC1090
-      (PRESETS='' default_image='' fallback_image='' default_uki='' fallback_uki=''
-        . "$preset" 2> /dev/null
-        printf '%s\n' "$default_image" "$fallback_image" "$default_uki" "$fallback_uki") | grep .
+      # its lists are bash's, so it is read and not run
+      sed -n "s/^ *\\(default\\|fallback\\)_\\(image\\|uki\\)=[\"']*\\([^\"' ]*\\).*/\\3/p" "$preset"
       return 0 ;;
     *)
       machine=$(cat /etc/machine-id 2> /dev/null)
@@ -158,11 +160,13 @@ contents() {
 
 # lacks IMAGE MODULE...: those that are not in it
 lacks() {
-  inside=$(contents "$1" 2> /dev/null | grep -o '/h[vi][^/]*[.]ko\|/hyperv[^/]*[.]ko')
+  lacks_in=" $(contents "$1" 2> /dev/null | sed -n 's|.*/\(h[viy][^/]*\)[.]ko.*|\1|p' | tr '\n-' ' _')"
+  lacks_all=''
   shift
   for module in "$@"; do
-    printf '%s\n' "$inside" | grep -q "/$(pattern "$module")[.]ko" || printf '%s ' "$module"
-  done | sed 's/ $//'
+    case "$lacks_in" in *" $module "*) ;; *) lacks_all="$lacks_all${lacks_all:+ }$module" ;; esac
+  done
+  printf '%s' "$lacks_all"
 }
 
 # how the next kernel's initramfs gets the modules too
@@ -216,16 +220,17 @@ initramfs() {
   for kernel in $all; do
     bad=warning
     [ "$kernel" != "$newest" ] || bad=refusal
+    has=$(inventory "$kernel")
     # shellcheck disable=SC2086
-    none=$(those "$kernel" none $NEEDED)
+    none=$(those "$has" none $NEEDED)
     if [ -n "$none" ]; then
       say initramfs "$bad" "The kernel $kernel has no $none, neither built in nor as a module, and does not start on Hyper-V. Install a kernel that has them (Debian: linux-image-amd64, Ubuntu: linux-image-generic)"
       continue
     fi
     # shellcheck disable=SC2086
-    modules=$(those "$kernel" module $WANTED)
+    modules=$(those "$has" module $WANTED)
     # shellcheck disable=SC2086
-    if [ -z "$(those "$kernel" module $NEEDED)" ]; then
+    if [ -z "$(those "$has" module $NEEDED)" ]; then
       fine="$fine $kernel"
       continue
     fi
@@ -252,15 +257,14 @@ initramfs() {
     return
   fi
   # shellcheck disable=SC2086
-  offered=$(for kernel in $todo; do those "$kernel" module $WANTED; echo; done | tr ' ' '\n' | grep . | sort -u)
-  # shellcheck disable=SC2086
-  configure $(for module in $WANTED; do printf '%s\n' "$offered" | grep -x "$module"; done) ||
+  configure $(those "$(for kernel in $todo; do inventory "$kernel"; done | sed 's/builtin:/-:/g')" module $WANTED) ||
     say initramfs warning "The configuration of $tool could not be written, so kernels to come will lack the drivers of Hyper-V"
   for kernel in $todo; do
     bad=warning
     [ "$kernel" != "$newest" ] || bad=refusal
+    has=$(inventory "$kernel")
     # shellcheck disable=SC2086
-    modules=$(those "$kernel" module $WANTED)
+    modules=$(those "$has" module $WANTED)
     note image - "$kernel"
     output='' failed=''
     for image in $(images "$kernel"); do
@@ -420,21 +424,21 @@ boot_loader() {
   [ -d /sys/firmware/efi ] || { say boot-loader ok 'The guest starts by BIOS'; return; }
   esp=''
   for folder in /boot/efi /efi /boot /boot/EFI; do
-    [ -z "$esp" ] && [ -n "$(find "$folder" -maxdepth 1 -iname efi -type d 2> /dev/null)" ] && esp=$folder
+    [ -z "$esp" ] && [ -n "$(find "$folder" -mindepth 2 -maxdepth 2 -ipath "$folder/efi/*" 2> /dev/null | head -n 1)" ] && esp=$folder
   done
   mend='Run: sudo grub-install --target=x86_64-efi --removable'
   [ -n "$esp" ] || { say boot-loader refusal "The EFI system partition is not mounted, so whether it has EFI/BOOT/BOOTX64.EFI is not known, and a new VM starts no other. Run: sudo mount /boot/efi"; return; }
-  there=$(find "$esp" -maxdepth 3 -ipath '*/efi/boot/bootx64.efi' 2> /dev/null | head -n 1)
+  there=$(find "$esp" -maxdepth 3 -ipath "$esp/efi/boot/bootx64.efi" 2> /dev/null | head -n 1)
   [ -z "$there" ] || { say boot-loader ok "$there is there, which a new VM starts"; return; }
   id=$(sed -n 's/^ID=//p' /etc/os-release 2> /dev/null | tr -d "\"'")
   from=''
   for loader in shimx64.efi grubx64.efi systemd-bootx64.efi; do
     [ -z "$from" ] || break
-    from=$({ find "$esp" -maxdepth 3 -ipath "*/efi/${id:-linux}/$loader"; find "$esp" -maxdepth 3 -ipath "*/efi/*/$loader"; } 2> /dev/null | head -n 1)
+    from=$({ find "$esp" -maxdepth 3 -ipath "$esp/efi/${id:-linux}/$loader"; find "$esp" -maxdepth 3 -ipath "$esp/efi/*/$loader"; } 2> /dev/null | head -n 1)
   done
   [ -n "$from" ] || { say boot-loader refusal "There is no EFI/BOOT/BOOTX64.EFI below $esp, which is all that a new VM starts, and no loader to put there. $mend"; return; }
-  efi=$(find "$esp" -maxdepth 1 -iname efi -type d | head -n 1)
-  boot=$(find "$efi" -maxdepth 1 -iname boot -type d | head -n 1)
+  efi=$(find "$esp" -mindepth 1 -maxdepth 1 -iname efi -type d | head -n 1)
+  boot=$(find "$efi" -mindepth 1 -maxdepth 1 -iname boot -type d | head -n 1)
   boot=${boot:-$efi/BOOT}
   failed=''
   # shim starts what is beside it
