@@ -58,7 +58,7 @@ keep() {
 
 # was PATH [BACKUP], for the answer; no BACKUP: it was not there. In a file, for pipes run in subshells
 was() {
-  printf '{"path":%s,"backup":%s}\n' "$(json "$1")" "$([ -n "${2:-}" ] && json "$2" || printf null)" >> "$scratch/before"
+  printf '{"what":%s,"was":%s}\n' "$(json "$1")" "$([ -n "${2:-}" ] && json "$2" || printf null)" >> "$scratch/before"
 }
 
 # put PATH: writes standard input there, whole or not at all

@@ -17,7 +17,7 @@ interface Answer {
   guest: string
   changed: boolean
   steps: { step: string; state: string; detail: string }[]
-  before: { path: string; backup: string | null }[]
+  before: { what: string; was: string | null }[]
 }
 
 const linux = suite<{ root?: GuestRoot }>('the script for Linux guests')
@@ -112,8 +112,8 @@ test('adds the drivers to the initramfs of each kernel that lacks them, once, an
   for (const kernel of [OLD, NEW]) deepEqual(await drivers(root, kernel), HYPER_V)
   equal(await root.read('etc/initramfs-tools/modules'), `# modules\next4\n${HYPER_V.join('\n')}\n`)
   deepEqual(done.before, [{
-    path: '/etc/initramfs-tools/modules',
-    backup: '/var/lib/vbox-to-hyperv/files/etc/initramfs-tools/modules',
+    what: '/etc/initramfs-tools/modules',
+    was: '/var/lib/vbox-to-hyperv/files/etc/initramfs-tools/modules',
   }])
 
   const after = await tree(root, 'boot')
@@ -292,7 +292,7 @@ test('comments shared folders out of fstab, and brings them back', async (contex
   equal(await root.read('etc/fstab'), `${done.join('\n')}\n`)
   equal((await fs.stat(join(root.path, 'etc/fstab'))).mode & 0o777, 0o640)
   deepEqual(answer.before, [
-    { path: '/etc/fstab', backup: '/var/lib/vbox-to-hyperv/files/etc/fstab' },
+    { what: '/etc/fstab', was: '/var/lib/vbox-to-hyperv/files/etc/fstab' },
   ])
   equal((await tell(root)).changed, false)
   await tell(root, { mode: 'undo' })
@@ -378,7 +378,7 @@ test('keeps the adapter’s name that any configuration says, by MAC address and
       'changed: Adapters keep by MAC address the names that the configuration uses: enp0s3 ' +
       '(08:00:27:00:00:01). The VM on Hyper-V has to have the same MAC addresses',
     ], what)
-    deepEqual(answer.before, [{ path: `/${link}`, backup: null }])
+    deepEqual(answer.before, [{ what: `/${link}`, was: null }])
     equal(await root.read(path), text)
     if (what === 'netplan') {
       const lines = (await root.read(link)).split('\n').filter((line) => /^[^#]/.test(line))
