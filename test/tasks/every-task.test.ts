@@ -21,13 +21,14 @@ import { type PowerShell, script } from '../../tasks/task.ts'
 import { toggleShare, undoToggleShare } from '../../tasks/toggle-share.ts'
 import { convertDisk } from '../../tasks/convert-disk.ts'
 import { needs } from '../needs.ts'
+import { runningVm } from '../running-vm.ts'
 import { analyze } from './analyze.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 
 const root = join(import.meta.dirname as string, '..', '..')
 const tasks = (await fs.readdir(join(root, 'tasks')))
   .filter((name) => name.endsWith('.ts') && !['task.ts', 'guard.ts'].includes(name))
-const folders = ['convert-disk', 'show-network']
+const folders = ['convert-disk', 'prepare-guest', 'show-network']
 const bin = join(root, 'node_modules', '.bin')
 const RUNTIMES = { zx: ['zx'], node: ['node'], deno: ['deno', 'run', '-A'] }
 
@@ -88,9 +89,11 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
   test(`does its job copied with task.ts and guard.ts into an empty folder, under ${runtime}`, async ({ host, dir }) => {
     const { vdi, ova } = await demo('bios', dir)
     const disk = join(dir, 'demo.vhdx')
+    const vm = await runningVm(dir, { name: 'demo', password: '', product: 'Windows 11' })
     // each line depends on those before it, and all tasks but task.ts occur
     const commands = [
       ['inspect-vm', ova],
+      ['prepare-guest', '--vm', 'demo', '--user', 'Administrator'],
       ['convert-disk', '--from', vdi, '--to', disk],
       ['check-host', '--vm', 'demo', '--internal', 'Static-NAT', '--host-ip', '192.168.56.1/24'],
       ['place-disk', '--from', disk, '--to', join(dir, 'placed', 'demo.vhdx')],
@@ -122,14 +125,14 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
         ...program.slice(1),
         join(alone, `${task}.ts`),
         ...args,
-      ], { cwd: dir, env: host.env })
+      ], { cwd: dir, env: { ...host.env, ...vm } })
       equal(code, 0, `${task}: ${stderr}`)
       equal(stdout.trim().split('\n').length, 1, `${task} prints one line: ${stdout}`)
       ok(typeof JSON.parse(stdout) === 'object', task)
       equal(stderr, '', task)
     }
-    const [vm] = (await host.state()).vms
-    equal(vm.name, 'demo')
+    const [made] = (await host.state()).vms
+    equal(made.name, 'demo')
   })
 }
 

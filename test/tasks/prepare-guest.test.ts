@@ -13,72 +13,13 @@ import {
 import { Secret } from '../../tasks/task.ts'
 import { type GuestRoot, guestRoot, HYPER_V, programs } from '../guest-root.ts'
 import { needs } from '../needs.ts'
+import { runningVm, windowsGuest } from '../running-vm.ts'
 import { simulatedHost } from '../simulated-host.ts'
 import { sshHost } from '../ssh-host.ts'
 
-const here = import.meta.dirname as string
-const root = join(here, '..', '..')
+const root = join(import.meta.dirname as string, '..', '..')
 const NAME = '-w’eb "1" $(x)'
 const PASSWORD = 'p’ss "w$rd" `1'
-
-/** The real VBoxManage has no VM here that runs. This one has, and is strict about what 7.0 documents. */
-const VBOXMANAGE = `#!/bin/bash
-fail() { echo "VBoxManage: error: $1" >&2; exit 1; }
-printf '%s\\n' "$*" >> "$VM/log"
-id=00000000-0000-4000-8000-000000000001
-case "$1" in
-  showvminfo)
-    [ "$2 $3" = '--machinereadable --' ] || fail "syntax: $*"
-    [ "$4" = "$(cat "$VM/name")" ] || [ "$4" = "$id" ] || fail "Could not find a registered machine named '$4'"
-    printf 'name="x"\\nUUID="%s"\\nostype="Debian (64-bit)"\\nVMState="%s"\\n' "$id" "$(cat "$VM/state")" ;;
-  guestproperty)
-    [ "$2 $3 $4" = "get $id /VirtualBox/GuestInfo/OS/Product" ] || fail "syntax: $*"
-    cat "$VM/product" ;;
-  guestcontrol)
-    [ "$2" = "$id" ] || fail "Could not find a registered machine named '$2'"
-    verb=$3
-    shift 3
-    while [ $# -gt 0 ]; do
-      case "$1" in
-        --username) user=$2; shift 2 ;;
-        --passwordfile) [ "$2" = stdin ] || fail "Cannot open password file '$2'"; shift 2 ;;
-        --mode) [ "$verb" = mkdir ] || fail 'syntax'; mode=$2; shift 2 ;;
-        --target-directory) [ "$verb" = copyto ] || fail 'syntax'; target=$2; shift 2 ;;
-        --exe) [ "$verb" = run ] || fail 'syntax'; exe=$2; shift 2 ;;
-        --wait-stdout | --wait-stderr) [ "$verb" = run ] || fail 'syntax'; shift ;;
-        --) shift; break ;;
-        -*) fail "Unknown option: $1" ;;
-        *) break ;;
-      esac
-    done
-    IFS= read -r given
-    [ "$given" = "$(cat "$VM/password")" ] || fail 'The specified user was not able to logon on guest'
-    spec=0:0
-    [ "$user" = root ] || spec=1000:1000
-    cd "$VM/guest"
-    windows=$(grep -c Windows "$VM/product")
-    case "$verb$windows" in
-      mkdir0) chroot --userspec=$spec . mkdir -m "$mode" "$1" ;;
-      copyto0) cp "$1" ".$target" && chown $spec ".$target$(basename "$1")" ;;
-      run0)
-        # up to 6.1 the first of the arguments was the program's own name
-        [ ! -e "$VM/old" ] || shift
-        exec chroot --userspec=$spec . "$exe" "$@" ;;
-      rm0) chroot --userspec=$spec . rm "$1" ;;
-      rmdir0) chroot --userspec=$spec . rmdir "$1" ;;
-      mkdir1) touch "folder $1" ;;
-      copyto1) cp "$1" "$target$(basename "$1")" ;;
-      run1)
-        [ "$exe" = 'C:\\Windows\\System32\\WindowsPowerShell\\v1.0\\powershell.exe' ] || fail "no such file: $exe"
-        [ ! -e "$VM/old" ] || shift
-        exec pwsh "$\{@:1:$#-1}" ". '$VM/prelude.ps1'; $\{!#}" ;;
-      rm1) rm -- "$1" ;;
-      rmdir1) rm -- "folder $1" ;;
-      *) fail "syntax: $verb" ;;
-    esac ;;
-  *) fail "syntax: $*" ;;
-esac
-`.replaceAll('$\\{', '${')
 
 interface Context {
   dir: string
@@ -95,14 +36,7 @@ const bySshOnWindows = needs(guests, 'ssh', 'sshd', 'pwsh')
 guests.before.each(async (context) => {
   context.env = { ...process.env }
   context.dir = await fs.mkdtemp(join(tmpdir(), 'prepare-guest-'))
-  const file = (name: string) => join(context.dir, name)
-  await fs.writeFile(file('VBoxManage'), VBOXMANAGE, { mode: 0o755 })
-  await fs.writeFile(file('name'), NAME)
-  await fs.writeFile(file('state'), 'running')
-  await fs.writeFile(file('product'), 'Value: Linux\n')
-  await fs.writeFile(file('password'), PASSWORD)
-  await fs.ensureDir(file('guest'))
-  Object.assign(process.env, { VBOXMANAGE: file('VBoxManage'), VM: context.dir })
+  Object.assign(process.env, await runningVm(context.dir, { name: NAME, password: PASSWORD }))
 })
 guests.after.each(async (context) => {
   for (const name of Object.keys(process.env)) {
@@ -124,18 +58,6 @@ async function linuxGuest(context: Context): Promise<GuestRoot> {
   await fs.remove(join(context.dir, 'guest'))
   await fs.symlink(guest.path, join(context.dir, 'guest'))
   return guest
-}
-
-/** The PowerShell that makes a Windows guest of the simulated one, with one thing to do. */
-async function windowsGuest(): Promise<string> {
-  const services = "$guest.registry['HKLM:\\SYSTEM\\CurrentControlSet\\Services"
-  return [
-    await fs.readFile(join(here, 'prepare-guest', 'guest.ps1'), 'utf8'),
-    ...['vmbus', 'storvsc'].map((name) => `${services}\\${name}'] = @{ Start = 3 }`),
-    "$guest.registry['HKLM:\\SOFTWARE\\Microsoft\\Windows\\CurrentVersion\\Uninstall'] = @{}",
-    "$guest.registry['HKLM:\\SYSTEM\\CurrentControlSet\\Control\\CrashControl'] = @{ AutoReboot = 0 }",
-    '',
-  ].join('\n')
 }
 
 function states({ steps }: PrepareGuestResult): string[] {
