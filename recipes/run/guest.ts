@@ -93,14 +93,16 @@ function driverNotes(vm: VmDescription, disks: Disks, generation: 1 | 2): string
     guest === 'windows' && generation === 1 && controller !== undefined && controller !== 'ide'
   ) {
     return [
-      `Windows booted from ${controller.toUpperCase()} and will boot from IDE. If it stops with 0x7B ` +
-      '(INACCESSIBLE_BOOT_DEVICE), start it once from IDE in VirtualBox, or set Start=0 for intelide and atapi',
+      `Windows booted from ${controller.toUpperCase()} and will boot from IDE, where it may stop with 0x7B ` +
+      '(INACCESSIBLE_BOOT_DEVICE). If that is not done yet, run while VirtualBox runs it: npx zx ' +
+      'tasks/prepare-guest.ts --vm NAME --user Administrator --credential prompt',
     ]
   }
   if (guest === 'linux') {
     return [
-      'A Linux guest needs hv_vmbus, hv_storvsc and hv_netvsc in its initramfs. If it stops without a root device, ' +
-      'boot it in VirtualBox and rebuild the initramfs with them',
+      'A Linux guest needs hv_vmbus and hv_storvsc in its initramfs, or it stops without a root device. If that is ' +
+      'not done yet, run while VirtualBox runs it: npx zx tasks/prepare-guest.ts --vm NAME --user root ' +
+      '--credential prompt',
     ]
   }
   return []
