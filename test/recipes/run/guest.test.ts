@@ -93,12 +93,12 @@ guests('pain 1, 2: says what the guest needs for its new hardware', () => {
   const sata = { generation: 1 as const, controller: 'sata' }
   match(
     check([{ holds: 'ntfs', windows: true }], sata).notes.join(),
-    /booted from SATA .+ 0x7B .+ prepare-guest\.ts --vm NAME --user Administrator/,
+    /booted from SATA .+ 0x7B .+prepare-guest\.ts --vm NAME --user Administrator/,
   )
   deepEqual(check([{ holds: 'ntfs', windows: true }], { generation: 1 }).notes, [])
   match(
     check([{ holds: 'ext' }], { generation: 1 }).notes.join(),
-    /hv_vmbus and hv_storvsc in its initramfs.+ prepare-guest\.ts --vm NAME --user root/,
+    /hv_vmbus and hv_storvsc in its initramfs.+prepare-guest\.ts --vm NAME --user root/,
   )
 })
 
