@@ -295,6 +295,7 @@ async function byGuestControl(access: GuestAccess, cannot: string): Promise<Gues
     run: async (text) => {
       const own = `vbox-to-hyperv-${randomBytes(8).toString('hex')}`
       const windows = family === 'windows'
+      // assumption: Windows in a VM is on C:, for what it is on is not known before something runs there
       const folder = windows ? `C:\\ProgramData\\${own}` : `/tmp/${own}`
       const name = windows ? 'prepare.ps1' : 'prepare.sh'
       const inside = `${folder}${windows ? '\\' : '/'}${name}`
@@ -311,6 +312,7 @@ async function byGuestControl(access: GuestAccess, cannot: string): Promise<Gues
           const copied = await control('copyto', '--target-directory', target, source)
           if (copied.code !== 0) return { ...copied, stdout: '' }
           // up to 6.1 the first argument is the program's own name, and later it is not: so it is twice
+          // (assumption: powershell.exe takes -NoProfile twice)
           const [exe, args] = windows
             ? [POWERSHELL, [
               ...['-NoProfile', '-NoProfile', '-NonInteractive', '-ExecutionPolicy', 'Bypass'],
@@ -505,6 +507,9 @@ await command(
       undo?: boolean
     },
   ) => {
+    if (credential !== undefined && given.user === undefined) {
+      throw new TypeError('Cannot sign in to the guest: no user is named. Add --user Administrator')
+    }
     const password = await readPassword(credential, given.user)
     const result = await (undo ? undoPrepareGuest : prepareGuest)({ ...given, password })
     for (const { state, detail } of result.steps) {

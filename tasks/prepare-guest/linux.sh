@@ -53,7 +53,7 @@ note() { # KIND SUM PATH, in place of what was noted of the path
 # a copy of a file as it was before the first change
 keep() {
   [ -n "$(listed "$1")" ] && return 0
-  mkdir -p "$store/files$(dirname "$1")" && chmod 700 "$store" && cp -p "$1" "$store/files$1"
+  mkdir -p "$store/files$(dirname "$1")" && chmod 700 "$store" && cp -a "$1" "$store/files$1"
 }
 
 # was PATH [BACKUP], for the answer; no BACKUP: it was not there. In a file, for pipes run in subshells
@@ -72,7 +72,7 @@ put() {
   mkdir -p "$(dirname "$put_path")" || return 1
   # the copy has the file's owner and rights
   if [ "$put_kind" = old ]; then
-    keep "$put_path" && cp -p "$put_path" "$put_path.vbox-to-hyperv" || return 1
+    keep "$put_path" && cp -a "$put_path" "$put_path.vbox-to-hyperv" || return 1
   fi
   if ! { cat > "$put_path.vbox-to-hyperv" && mv -f "$put_path.vbox-to-hyperv" "$put_path"; }; then
     rm -f "$put_path.vbox-to-hyperv"
@@ -518,7 +518,7 @@ undo() {
     elif [ "$kind" = gone ] && [ -e "$path" ]; then
       say undo warning "$path is there again, and stays as it is: $kept"
       left=1
-    elif cp -p "$store/files$path" "$path.vbox-to-hyperv" && mv -f "$path.vbox-to-hyperv" "$path"; then
+    elif cp -a "$store/files$path" "$path.vbox-to-hyperv" && mv -f "$path.vbox-to-hyperv" "$path"; then
       say undo changed "$path is as it was"
     else
       say undo warning "$path could not be written: $kept"

@@ -128,7 +128,7 @@ function bootDrivers {
 
 function hibernates {
   $set = valueOf $power HibernateEnabled
-  # of an installation that has never been asked
+  # of an installation that has never been asked (assumption: Windows 10 and later have it so)
   if ($null -eq $set) { $set = valueOf $power HibernateEnabledDefault }
   $set -eq 1
 }
@@ -253,7 +253,8 @@ function additions {
     say 'guest-additions' 'changed' "The $($entry.DisplayName) would be removed, for good"
     return
   }
-  # _? makes the uninstaller work itself and not by a copy, so that its end can be waited for (NSIS)
+  # _? makes the uninstaller work itself and not by a copy, so that its end can be waited for (NSIS); it
+  # is the last and has no quotes (assumption: that of the Guest Additions is one of NSIS as their setup is)
   $inner = $program -replace '[\\/][^\\/]*$'
   if (-not $detached) {
     $run = Start-Process -FilePath $program -ArgumentList '/S', "_?=$inner" -Wait -PassThru
@@ -282,7 +283,7 @@ $machine = Get-ItemProperty -LiteralPath HKLM:\HARDWARE\DESCRIPTION\System\BIOS
 # VirtualBox still runs this guest
 if ($machine.SystemManufacturer -ne 'Microsoft Corporation' -or $machine.SystemProductName -ne 'Virtual Machine') { return }
 try {
-  # the cards that VirtualBox has: Intel, AMD, virtio
+  # the cards that VirtualBox has: Intel, AMD, virtio (assumption: Present is false for what is gone)
   foreach ($device in @(Get-PnpDevice -Class Net | Where-Object { -not $_.Present -and $_.InstanceId -match '^PCI\\VEN_(8086|1022|1AF4)&' })) {
     $null = pnputil.exe /remove-device $device.InstanceId
     if ($LASTEXITCODE -eq 0) { note "removed $($device.InstanceId)" } else { note "could not remove $($device.InstanceId) (pnputil: exit code $LASTEXITCODE; before Windows 10 2004 it cannot)" }
