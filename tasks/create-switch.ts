@@ -11,10 +11,16 @@ export interface CreateSwitchOptions extends GuardOptions {
    * and host, `private` joins VMs.
    */
   type: 'external' | 'internal' | 'private'
-  /** The network adapter of an external switch, by name or description. Needed to make one. */
+  /**
+   * The network adapter of an external switch: its name, its description, its interface index, or
+   * `auto`, the wired one by which the host reaches everything else. Needed to make a switch. One that
+   * is there moves to the adapter, and its VMs with it; with `auto` it stays where it is.
+   */
   adapter?: string | undefined
   /** Whether the host uses an external switch too. @default true for a new one, else as it is */
   share?: boolean | undefined
+  /** VLAN of the host's own adapter on the switch, 1 to 4094. @default as it is, which is none for a new one */
+  vlan?: number | undefined
   /** @default false */
   dryRun?: boolean | undefined
 }
@@ -37,32 +43,46 @@ export interface CreateSwitchResult {
     shared: boolean
     /** The host's settings on the network adapter or on the switch, where they are at stake. */
     network: HostNetwork | null
+    /** Description of the network adapter that the switch was on, where that is another now. */
+    adapter: string | null
+    /** The host's settings on the switch while it was on that one. */
+    there: HostNetwork | null
+    /** The host's VLAN, where that is at stake. */
+    vlan: { mode: 'Untagged' } | { mode: 'Access'; id: number } | {
+      mode: 'Trunk'
+      id: number
+      allowed: string
+    } | null
   }
 }
 
-/** IPv4 settings that were given to an adapter of the host by hand. */
+/** What was set by hand on an adapter of the host. */
 export interface HostNetwork {
-  /** The address comes by DHCP; then there is nothing else here but `metric`. */
+  /** IPv4 comes by DHCP; then only what was set beside it is here. */
   dhcp: boolean
-  /** E.g. `192.168.1.10/24`. */
+  /** E.g. `192.168.1.10/24` or `fd00::10/64`. */
   addresses: string[]
   gateways: string[]
   dns: string[]
   /** Interface metric; null is automatic. */
   metric: number | null
+  /** The network that Windows knew there, where that was private. */
+  profile: string | null
 }
 
 /**
- * Makes the switch, or takes the one of that name when it fits; of that one only sharing changes.
+ * Makes the switch, or takes the one of that name when it fits; of that one its network adapter, sharing
+ * and the host's VLAN change, in place: its id stays, and so do its VMs.
  *
  * An external switch takes the network adapter over: the host's settings move to a new adapter
  * `vEthernet (...)`, or are gone while the switch is not shared. DNS servers have been lost on the
  * way (MicrosoftDocs/Virtualization-Documentation#1960), so what was set by hand is put back where
- * it did not arrive. When making the switch fails, it is removed again. An external switch is made,
+ * it did not arrive, and a private network is private again. On Wi-Fi large send offload is turned off,
+ * by which uploads crawl there (microsoft/Windows-Containers#218). When making the switch fails, it is removed again. An external switch is made,
  * shared and taken from the host under the guard (see guard.ts).
  */
 export async function createSwitch(
-  { switch: name, type, adapter, share, dryRun = false, ...guard }: CreateSwitchOptions,
+  { switch: name, type, adapter, share, vlan, dryRun = false, ...guard }: CreateSwitchOptions,
   ps = powershell,
 ): Promise<CreateSwitchResult> {
   if (!['external', 'internal', 'private'].includes(type)) {
@@ -85,30 +105,46 @@ export async function createSwitch(
         `an external switch, and this one is ${type}. Run again with: --type external`,
     )
   }
+  if (vlan !== undefined && (type === 'private' || share === false)) {
+    throw new TypeError(
+      `Cannot set the host's VLAN on the switch "${name}": the host is not on it. Run again without --vlan`,
+    )
+  }
+  if (vlan !== undefined && !(Number.isInteger(vlan) && vlan >= 1 && vlan <= 4094)) {
+    throw new RangeError(
+      `Cannot set the host's VLAN on the switch "${name}" to ${vlan}: it is a whole number from 1 to 4094`,
+    )
+  }
+  const wanted = { done: null, name, type, adapter, share, vlan }
   const run = (ps: typeof powershell, dryRun: boolean) =>
-    make({ name, type, adapter, share, guard: guard.guard ?? true, dryRun }, ps)
+    make({ ...wanted, guard: guard.guard ?? true, dryRun }, ps)
   // the others take nothing from the host
   if (type !== 'external') return await run(ps, dryRun)
   const subject = `the switch "${name}"`
   return await guarded({ subject, run, undo: undoCreateSwitch }, guard, dryRun, ps)
 }
 
+/** With `done` it takes back what that result says was done; the switch may be gone by now. */
 async function make(
-  { name, type, adapter, share, guard, dryRun }: {
-    name: string
-    type: CreateSwitchOptions['type']
+  { done, name, type, adapter, share, vlan, guard, dryRun }: {
+    done: string | null
+    name: string | null
+    type: CreateSwitchOptions['type'] | null
     adapter: string | undefined
     share: boolean | undefined
+    vlan: number | undefined
     guard: boolean
     dryRun: boolean
   },
   ps: typeof powershell,
 ): Promise<CreateSwitchResult> {
   const { stdout } = await ps`
+    $done = ${done}
     $name = ${name}
     $type = ${type}
     $adapter = ${adapter}
     $share = ${share}
+    $vlan = ${vlan}
     $guard = ${guard}
     $dryRun = ${dryRun}
     function quoted($text) { "'" + [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent($text) + "'" }
@@ -125,26 +161,121 @@ async function make(
     }
     function settings($index) {
       $ip = Get-NetIPInterface -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $index
-      $kept = [ordered]@{ dhcp = $null -eq $ip -or [string]$ip.Dhcp -eq 'Enabled'; addresses = @(); gateways = @(); dns = @(); metric = $null }
+      $kept = [ordered]@{ dhcp = $null -eq $ip -or [string]$ip.Dhcp -eq 'Enabled'; addresses = @(); gateways = @(); dns = @(); metric = $null; profile = $null }
       if ($ip -and [string]$ip.AutomaticMetric -eq 'Disabled') { $kept.metric = [int]$ip.InterfaceMetric }
+      $kept.addresses = @(Get-NetIPAddress | Where-Object { $_.InterfaceIndex -eq $index -and [string]$_.PrefixOrigin -eq 'Manual' } | ForEach-Object { [string]$_.IPAddress + '/' + $_.PrefixLength })
       if (-not $kept.dhcp) {
-        $kept.addresses = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -eq $index -and [string]$_.PrefixOrigin -eq 'Manual' } | ForEach-Object { [string]$_.IPAddress + '/' + $_.PrefixLength })
-        $kept.gateways = @(Get-NetRoute -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -eq $index -and $_.DestinationPrefix -eq '0.0.0.0/0' } | ForEach-Object { [string]$_.NextHop })
+        $kept.gateways = @(hops $index)
         $kept.dns = @(Get-DnsClientServerAddress -InterfaceIndex $index -AddressFamily IPv4 | ForEach-Object { $_.ServerAddresses } | Where-Object { $_ })
       }
+      $kept.profile = Get-NetConnectionProfile | Where-Object { $_.InterfaceIndex -eq $index -and [string]$_.NetworkCategory -eq 'Private' } | Select-Object -First 1 | ForEach-Object { [string]$_.Name }
       $kept
     }
+    # a host may have no route at all, for which a filter of Get-NetRoute would fail
+    function hops($index) { Get-NetRoute | Where-Object { $_.InterfaceIndex -eq $index -and $_.DestinationPrefix -eq '0.0.0.0/0' } | ForEach-Object { [string]$_.NextHop } }
     function restore($index, $kept) {
       # Windows moves settings by itself, a moment later
-      for ($wait = 0; $wait -lt 20 -and @($kept.addresses | Where-Object { $_ -notin (settings $index).addresses }).Count -gt 0; $wait++) { Start-Sleep -Milliseconds 250 }
+      for ($wait = 0; $wait -lt 20 -and @($kept.addresses | Where-Object { $_ -and $_ -notin (settings $index).addresses }).Count -gt 0; $wait++) { Start-Sleep -Milliseconds 250 }
       $there = settings $index
-      foreach ($address in @($kept.addresses | Where-Object { $_ -notin $there.addresses })) {
+      foreach ($address in @($kept.addresses | Where-Object { $_ -and $_ -notin $there.addresses })) {
         $part = $address.Split('/')
         $null = New-NetIPAddress -InterfaceIndex $index -IPAddress $part[0] -PrefixLength ([byte]$part[1])
       }
-      foreach ($gateway in @($kept.gateways | Where-Object { $_ -notin $there.gateways })) { $null = New-NetRoute -InterfaceIndex $index -DestinationPrefix '0.0.0.0/0' -NextHop $gateway }
-      if ($kept.dns.Count -gt 0 -and ($kept.dns -join ' ') -ne ($there.dns -join ' ')) { Set-DnsClientServerAddress -InterfaceIndex $index -ServerAddresses $kept.dns }
+      $hops = @(hops $index)
+      foreach ($gateway in @($kept.gateways | Where-Object { $_ -and $_ -notin $hops })) { $null = New-NetRoute -InterfaceIndex $index -DestinationPrefix '0.0.0.0/0' -NextHop $gateway }
+      $dns = @($kept.dns | Where-Object { $_ })
+      if ($dns.Count -gt 0 -and ($dns -join ' ') -ne ($there.dns -join ' ')) { Set-DnsClientServerAddress -InterfaceIndex $index -ServerAddresses $dns }
       if ($null -ne $kept.metric -and $kept.metric -ne $there.metric) { Set-NetIPInterface -InterfaceIndex $index -AddressFamily IPv4 -InterfaceMetric $kept.metric }
+      if (-not $kept.profile) { return }
+      # only if it is the same network again, which Windows finds out in a while
+      for ($wait = 0; $wait -lt 20; $wait++) {
+        $network = Get-NetConnectionProfile | Where-Object { $_.InterfaceIndex -eq $index -and $_.Name -eq $kept.profile }
+        if ($network) {
+          if ([string]$network.NetworkCategory -eq 'Public') { Set-NetConnectionProfile -InterfaceIndex $index -NetworkCategory Private }
+          return
+        }
+        Start-Sleep -Milliseconds 250
+      }
+    }
+    function appear($vSwitch) {
+      for ($wait = 0; $wait -lt 120; $wait++) {
+        $card = ready $vSwitch
+        if ($card) { return $card }
+        Start-Sleep -Milliseconds 250
+      }
+      throw "Cannot make the switch ""$($vSwitch.Name)"": the host's adapter on it did not appear within 30 seconds. Run: Get-NetAdapter -IncludeHidden"
+    }
+    # the network adapter with this description, once Windows shows it again
+    function back($description) {
+      for ($wait = 0; $wait -lt 120; $wait++) {
+        $card = Get-NetAdapter | Where-Object { $_.InterfaceDescription -eq $description } | Select-Object -First 1
+        if ($card) { return $card }
+        Start-Sleep -Milliseconds 250
+      }
+      throw "Cannot put back the host's settings: the network adapter ""$description"" is gone. Run: Get-NetAdapter -IncludeHidden"
+    }
+    function vlanOf($port) {
+      $found = Get-VMNetworkAdapterVlan -VMNetworkAdapter $port
+      switch ([string]$found.OperationMode) {
+        'Access' { [ordered]@{ mode = 'Access'; id = [int]$found.AccessVlanId } }
+        'Trunk' { [ordered]@{ mode = 'Trunk'; id = [int]$found.NativeVlanId; allowed = [string]$found.AllowedVlanIdListString } }
+        default { [ordered]@{ mode = 'Untagged' } }
+      }
+    }
+    function setVlan($vSwitch, $wanted) {
+      $port = @(ports $vSwitch)[0]
+      switch ($wanted.mode) {
+        'Access' { Set-VMNetworkAdapterVlan -VMNetworkAdapter $port -Access -VlanId $wanted.id }
+        'Trunk' { Set-VMNetworkAdapterVlan -VMNetworkAdapter $port -Trunk -NativeVlanId $wanted.id -AllowedVlanIdList $wanted.allowed }
+        'Untagged' { Set-VMNetworkAdapterVlan -VMNetworkAdapter $port -Untagged }
+      }
+    }
+    function wireless($card) { [string]$card.PhysicalMediaType -eq 'Native 802.11' -or $card.NdisPhysicalMedium -eq 9 }
+    # the network adapter of Windows under a switch; on Wi-Fi a bridge stands between, with the adapter's MAC address
+    function under($vSwitch) {
+      $all = @(Get-NetAdapter | Where-Object { $_.ComponentID -ne 'vms_mp' })
+      $top = $all | Where-Object { $_.InterfaceDescription -eq $vSwitch.NetAdapterInterfaceDescription } | Select-Object -First 1
+      $below = $all | Where-Object { $top -and $_.HardwareInterface -and $_.MacAddress -eq $top.MacAddress } | Select-Object -First 1
+      if ($below) { $below } else { $top }
+    }
+    # uploads crawl with it behind a switch on Wi-Fi
+    function offload($card) {
+      $lso = Get-NetAdapterLso | Where-Object { $_.Name -eq $card.Name }
+      $on = [bool]($lso -and ($lso.IPv4Enabled -or $lso.IPv6Enabled))
+      if ($on) { Disable-NetAdapterLso -InterfaceDescription $card.InterfaceDescription -IPv4 -IPv6 }
+      $on
+    }
+
+    if ($done) {
+      $result = ConvertFrom-Json $done
+      $before = $result.before
+      # the guard began before there was an id, and when no switch had the name
+      $vSwitch = Get-VMSwitch | Where-Object { if ($result.id) { [string]$_.Id -eq $result.id } else { -not $before.exists -and [string]$_.SwitchType -eq $result.type -and $_.Name.Equals($result.switch, 'OrdinalIgnoreCase') } } | Select-Object -First 1
+      if ($null -eq $vSwitch) { 'null'; return }
+      $id = [string]$vSwitch.Id
+      if (-not $before.exists) {
+        $users = @(Get-VMNetworkAdapter -All | Where-Object { [string]$_.SwitchId -eq $id -and -not $_.IsManagementOs } | ForEach-Object { '"' + $_.VMName + '"' })
+        if ($users.Count -gt 0) { throw "Cannot remove the switch ""$($vSwitch.Name)"": the VM $($users -join ', ') is on it. Run: Get-VMNetworkAdapter -All | Where-Object SwitchId -eq $id | Disconnect-VMNetworkAdapter" }
+        Remove-VMSwitch -VMSwitch $vSwitch -Force
+        if ($before.network) { restore (back $result.adapter).InterfaceIndex $before.network }
+        'null'; return
+      }
+      $moves = $before.adapter -and (under $vSwitch).InterfaceDescription -ne $before.adapter
+      if ($moves) {
+        Set-VMSwitch -VMSwitch $vSwitch -NetAdapterInterfaceDescription $before.adapter -AllowManagementOS $before.shared
+        if ($before.shared -and $before.there) { restore (appear $vSwitch).InterfaceIndex $before.there }
+        if ($before.network) { restore (back $result.adapter).InterfaceIndex $before.network }
+      } elseif ([string]$vSwitch.SwitchType -eq 'External' -and [bool]$vSwitch.AllowManagementOS -ne $before.shared) {
+        Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $before.shared
+        $moves = $true
+        if ($before.shared -and $before.network) { restore (appear $vSwitch).InterfaceIndex $before.network }
+      }
+      if ($moves -and $before.shared -and (wireless (under $vSwitch))) { $null = offload (appear $vSwitch) }
+      if ($before.vlan -and @(ports $vSwitch).Count -gt 0) {
+        $now = vlanOf @(ports $vSwitch)[0]
+        if ((ConvertTo-Json -Compress $now) -ne (ConvertTo-Json -Compress $before.vlan)) { setVlan $vSwitch $before.vlan }
+      }
+      'null'; return
     }
 
     $found = @(named $name)
@@ -159,28 +290,61 @@ async function make(
 
     $notes = @()
     $card = $null
-    if ($null -ne $adapter) {
-      $cards = @(Get-NetAdapter | Where-Object { $_.ComponentID -ne 'vms_mp' }) # Hyper-V's own
-      $wanted = @($cards | Where-Object { $_.Name.Equals($adapter, 'OrdinalIgnoreCase') })
-      if ($wanted.Count -eq 0) { $wanted = @($cards | Where-Object { $_.InterfaceDescription.Equals($adapter, 'OrdinalIgnoreCase') }) }
-      if ($wanted.Count -ne 1) { throw "Cannot make the switch ""$name"" on ""$adapter"": no network adapter has that name, among $(@($cards | ForEach-Object { '""' + $_.Name + '"" (' + $_.InterfaceDescription + ')' }) -join ', '). Run: Get-NetAdapter" }
-      $card = $wanted[0]
-      # on Wi-Fi a bridge stands between adapter and switch; it has the adapter's MAC address
+    $bindings = @()
+    $same = @()
+    # with auto a switch stays where it is
+    if ($null -ne $adapter -and -not ($vSwitch -and $adapter -eq 'auto')) {
+      $every = @(Get-NetAdapter)
+      $cards = @($every | Where-Object { $_.ComponentID -ne 'vms_mp' }) # Hyper-V's own
+      $bindings = @(Get-NetAdapterBinding)
+      # what a team is made of has the protocol of teams (ms_implat), and the team is a virtual adapter
+      function team($one) { @($bindings | Where-Object { $_.ComponentID -eq 'ms_implat' -and $_.Enabled -and $_.InterfaceDescription -eq $one.InterfaceDescription }).Count -gt 0 }
+      function real($one) { $one.HardwareInterface -or [string]$one.ComponentID -like '*ms_implat_mp' }
+      if ($adapter -eq 'auto') {
+        $ways = @(Get-NetRoute | Where-Object { $_.DestinationPrefix -eq '0.0.0.0/0' } | Sort-Object { [int]$_.RouteMetric + [int]$_.InterfaceMetric })
+        foreach ($way in $ways) {
+          $out = $every | Where-Object { $_.InterfaceIndex -eq $way.InterfaceIndex } | Select-Object -First 1
+          if ($out -and $out.ComponentID -eq 'vms_mp') {
+            # the host's adapter on a switch: what is under that switch
+            $port = Get-VMNetworkAdapter -ManagementOS | Where-Object { [string]$_.DeviceId -eq [string]$out.DeviceID } | Select-Object -First 1
+            $over = Get-VMSwitch | Where-Object { $port -and [string]$_.Id -eq [string]$port.SwitchId -and [string]$_.SwitchType -eq 'External' }
+            if ($over) { $out = under $over }
+          }
+          if ($out -and (real $out)) { $card = $out; break }
+          $notes += "The host reaches everything else by ""$($way.InterfaceAlias)"", which is virtual, as a VPN is, and no switch's: VMs on the switch do not go through it"
+        }
+        if (-not $card) { throw "Cannot choose a network adapter for the switch ""$name"": none of the host's has a default route. Run Get-NetAdapter for their names, and again with: --adapter NAME" }
+        if (wireless $card) { throw "Cannot choose a network adapter for the switch ""$name"": it would be ""$($card.Name)"", which is Wi-Fi, and there a bridge may slow down or cut off host and VM. Run again with: --adapter $(quoted $card.Name), or without the adapter: --type internal, and then set-static-ip with: --nat" }
+      } else {
+        $wanted = @($cards | Where-Object { $_.Name.Equals($adapter, 'OrdinalIgnoreCase') })
+        if ($wanted.Count -eq 0) { $wanted = @($cards | Where-Object { $_.InterfaceDescription.Equals($adapter, 'OrdinalIgnoreCase') }) }
+        if ($wanted.Count -eq 0 -and $adapter -match '^[0-9]+$') { $wanted = @($cards | Where-Object { [string]$_.InterfaceIndex -eq $adapter }) }
+        if ($wanted.Count -ne 1) { throw "Cannot make the switch ""$name"" on ""$adapter"": no network adapter has that name, among $(@($cards | ForEach-Object { '""' + $_.Name + '"" (' + $_.InterfaceDescription + ')' }) -join ', '). Run: Get-NetAdapter" }
+        $card = $wanted[0]
+      }
       $same = @($cards | Where-Object { $_.InterfaceIndex -eq $card.InterfaceIndex -or ($card.MacAddress -and $_.MacAddress -eq $card.MacAddress) } | ForEach-Object { [string]$_.InterfaceDescription })
     }
     function onCard($vSwitch) { @($vSwitch.NetAdapterInterfaceDescriptions) + $vSwitch.NetAdapterInterfaceDescription | Where-Object { $_ -in $same } }
-    if ($vSwitch -and $card -and -not (onCard $vSwitch)) {
-      throw "Cannot move the switch ""$name"" to ""$($card.Name)"": it is on ""$($vSwitch.NetAdapterInterfaceDescription)"". Choose another name or that adapter, or run: Get-VMSwitch -Id $($vSwitch.Id) | Rename-VMSwitch -NewName <another name>"
+    $moves = [bool]($vSwitch -and $card -and -not (onCard $vSwitch))
+    if ($moves -and $vSwitch.EmbeddedTeamingEnabled) {
+      throw "Cannot move the switch ""$name"" to ""$($card.Name)"": it is on a team of adapters. Choose another name, or run: Set-VMSwitchTeam -Name $(quoted $vSwitch.Name) -NetAdapterName $(quoted $card.Name)"
     }
-    if (-not $vSwitch -and $type -eq 'external') {
+    if ($moves -or (-not $vSwitch -and $type -eq 'external')) {
       if (-not $card) { throw "Cannot make the external switch ""$name"": it needs a network adapter. Run Get-NetAdapter for their names, and again with: --adapter" }
+      $on = "Cannot make the switch ""$name"" on ""$($card.Name)"":"
       $taker = @(Get-VMSwitch | Where-Object { onCard $_ })
-      if ($taker.Count -gt 0) { throw "Cannot make the switch ""$name"" on ""$($card.Name)"": the switch ""$($taker[0].Name)"" has that adapter, and an adapter serves one switch. Run again with: --switch $(quoted $taker[0].Name)" }
-      if (@(Get-NetAdapterBinding | Where-Object { $_.ComponentID -eq 'vms_pp' -and $_.Enabled -and $_.InterfaceDescription -in $same }).Count -gt 0) {
-        throw "Cannot make the switch ""$name"" on ""$($card.Name)"": the adapter is bound to a switch that is not there. Run: Disable-NetAdapterBinding -ComponentID vms_pp -Name $(quoted $card.Name)"
+      if ($taker.Count -gt 0) { throw "$on the switch ""$($taker[0].Name)"" has that adapter, and an adapter serves one switch. Run again with: --switch $(quoted $taker[0].Name)" }
+      if (@($bindings | Where-Object { $_.ComponentID -eq 'vms_pp' -and $_.Enabled -and $_.InterfaceDescription -in $same }).Count -gt 0) {
+        throw "$on the adapter is bound to a switch that is not there. Run: Disable-NetAdapterBinding -ComponentID vms_pp -Name $(quoted $card.Name)"
       }
-      if ([string]$card.PhysicalMediaType -eq 'Native 802.11' -or $card.NdisPhysicalMedium -eq 9) {
-        $notes += "The adapter ""$($card.Name)"" is Wi-Fi: access points take frames from one MAC address only, so Hyper-V puts a bridge in between, and some networks refuse the VM a second address"
+      if (team $card) {
+        $teams = @($cards | Where-Object { [string]$_.ComponentID -like '*ms_implat_mp' } | ForEach-Object { quoted $_.Name })
+        throw "$on the adapter is in a team, which the switch goes on instead. Run again with: --adapter $($teams -join ' or ')"
+      }
+      if (-not (real $card)) { throw "$on the adapter is virtual, as a VPN's is, and a switch takes those of hardware and teams. Run: Get-NetAdapter -Physical" }
+      if ([string]$card.Status -eq 'Disabled') { throw "$on the adapter is turned off. Run: Enable-NetAdapter -Name $(quoted $card.Name)" }
+      if (wireless $card) {
+        $notes += "The adapter ""$($card.Name)"" is Wi-Fi: access points take frames from one MAC address only, so Hyper-V puts a bridge in between, and some networks refuse the VM a second address. Without the adapter, run create-switch with: --type internal, and set-static-ip with: --nat"
       }
       if ([string]$card.Status -ne 'Up') { $notes += "The adapter ""$($card.Name)"" is not connected ($($card.Status))" }
     }
@@ -192,61 +356,107 @@ async function make(
       if ($vSwitch) { $shared = $was }
       if ($null -ne $share) { $shared = $share }
     }
-    $changed = -not $vSwitch -or ($type -eq 'external' -and $shared -ne $was)
-    $before = [ordered]@{ exists = $null -ne $vSwitch; shared = $was; network = $null }
+    if ($null -ne $vlan -and -not $shared) { throw "Cannot set the host's VLAN on the switch ""$name"": the host is not on it. Run again with: --share" }
+    $tagged = $null
+    $own = @()
+    if ($vSwitch) { $own = @(ports $vSwitch) }
+    if ($own.Count -gt 0) { $tagged = vlanOf $own[0] }
+    $tags = $null -ne $vlan -and -not ($tagged -and $tagged.mode -eq 'Access' -and $tagged.id -eq $vlan)
+    $turns = [bool]($vSwitch -and $type -eq 'external' -and $shared -ne $was)
+    $changed = -not $vSwitch -or $turns -or $moves -or $tags
+    $before = [ordered]@{ exists = $null -ne $vSwitch; shared = $was; network = $null; adapter = $null; there = $null; vlan = $null }
+    if ($changed) { $before.vlan = $tagged }
+    $hostCards = @()
     if ($changed -and $type -eq 'external') {
-      $hostCard = $card
-      if ($vSwitch) { $hostCard = vEthernet $vSwitch }
-      if ($was -and @(ports $vSwitch).Count -gt 1) {
-        throw "Cannot stop sharing the switch ""$name"": the host has $(@(ports $vSwitch).Count) adapters on it, and all would be removed. Run: Get-VMNetworkAdapter -ManagementOS, and Remove-VMNetworkAdapter for all but one"
+      if (($turns -or $moves) -and $was -and $own.Count -gt 1) {
+        throw "Cannot stop sharing the switch ""$name"": the host has $($own.Count) adapters on it, and all would be removed. Run: Get-VMNetworkAdapter -ManagementOS, and Remove-VMNetworkAdapter for all but one"
       }
-      if ($hostCard) {
-        $before.network = settings $hostCard.InterfaceIndex
-        if (-not $guard) {
-          # whoever came by this adapter alone would be cut off, for seconds or for good
-          $own = @(Get-NetIPAddress | Where-Object InterfaceIndex -eq $hostCard.InterfaceIndex | ForEach-Object { ([string]$_.IPAddress).Split('%')[0] })
-          $by = @(([string]$env:SSH_CONNECTION).Split(' ')[2]) + @(Get-NetTCPConnection | Where-Object { [string]$_.State -eq 'Established' -and $_.LocalPort -in 22, 3389 } | ForEach-Object { [string]$_.LocalAddress })
-          $cut = @($by | Where-Object { $_ } | ForEach-Object { $_.Split('%')[0] } | Where-Object { $_ -in $own } | Select-Object -First 1)
-          $inside = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { $port = $_; @(Get-VMSwitch | Where-Object { [string]$_.Id -eq [string]$port.SwitchId -and [string]$_.SwitchType -eq 'External' }).Count -eq 0 } | ForEach-Object { [string]$_.DeviceId })
-          $outside = @(Get-NetAdapter | Where-Object { [string]$_.Status -eq 'Up' -and [string]$_.DeviceID -notin $inside -and $_.InterfaceIndex -ne $hostCard.InterfaceIndex } | ForEach-Object { $_.InterfaceIndex })
-          $ways = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -in $outside -and [string]$_.IPAddress -notlike '169.254.*' -and [string]$_.AddressState -eq 'Preferred' })
-          if ($cut.Count -gt 0 -and $ways.Count -eq 0) {
-            throw "Cannot change the switch ""$name"": somebody is connected to the host by its address $($cut[0]) on ""$($hostCard.Name)"", and there is no other way in. Run it at the host itself, or under the guard: without --no-guard, or from elsewhere with --host ssh://HOST"
-          }
+      $there = $null
+      if ($vSwitch) { $there = vEthernet $vSwitch }
+      if ($moves) {
+        $before.adapter = [string](under $vSwitch).InterfaceDescription
+        if ($there) { $before.there = settings $there.InterfaceIndex }
+      }
+      if (-not $vSwitch -or $moves) { $before.network = settings $card.InterfaceIndex }
+      elseif ($there) { $before.network = settings $there.InterfaceIndex }
+      if (-not $vSwitch -or $moves) { $hostCards += $card }
+      if ($there) { $hostCards += $there }
+    }
+    if ($hostCards.Count -gt 0) {
+      $touched = @($hostCards | ForEach-Object { $_.InterfaceIndex })
+      if (-not $guard) {
+        # whoever came by these adapters alone would be cut off, for seconds or for good
+        $mine = @(Get-NetIPAddress | Where-Object { $_.InterfaceIndex -in $touched } | ForEach-Object { ([string]$_.IPAddress).Split('%')[0] })
+        $by = @(([string]$env:SSH_CONNECTION).Split(' ')[2]) + @(Get-NetTCPConnection | Where-Object { [string]$_.State -eq 'Established' -and $_.LocalPort -in 22, 3389 } | ForEach-Object { [string]$_.LocalAddress })
+        $cut = @($by | Where-Object { $_ } | ForEach-Object { $_.Split('%')[0] } | Where-Object { $_ -in $mine } | Select-Object -First 1)
+        $inside = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { $port = $_; @(Get-VMSwitch | Where-Object { [string]$_.Id -eq [string]$port.SwitchId -and [string]$_.SwitchType -eq 'External' }).Count -eq 0 } | ForEach-Object { [string]$_.DeviceId })
+        $outside = @(Get-NetAdapter | Where-Object { [string]$_.Status -eq 'Up' -and [string]$_.DeviceID -notin $inside -and $_.InterfaceIndex -notin $touched } | ForEach-Object { $_.InterfaceIndex })
+        $ways = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -in $outside -and [string]$_.IPAddress -notlike '169.254.*' -and [string]$_.AddressState -eq 'Preferred' })
+        if ($cut.Count -gt 0 -and $ways.Count -eq 0) {
+          throw "Cannot change the switch ""$name"": somebody is connected to the host by its address $($cut[0]) on ""$($hostCards[0].Name)"", and there is no other way in. Run it at the host itself, or under the guard: without --no-guard, or from elsewhere with --host ssh://HOST"
         }
-        if (-not $shared) {
-          $routes = @(Get-NetRoute -AddressFamily IPv4 | Where-Object { $_.DestinationPrefix -eq '0.0.0.0/0' })
-          $others = @($routes | Where-Object { $_.InterfaceIndex -ne $hostCard.InterfaceIndex })
-          if ($routes.Count -gt 0 -and $others.Count -eq 0) { $notes += "The host is offline while the switch ""$name"" is not shared: ""$($hostCard.Name)"" is its only way out" }
-        }
+      }
+      if (-not $shared) {
+        $routes = @(Get-NetRoute | Where-Object { $_.DestinationPrefix -eq '0.0.0.0/0' })
+        $others = @($routes | Where-Object { $_.InterfaceIndex -notin $touched })
+        if ($routes.Count -gt 0 -and $others.Count -eq 0) { $notes += "The host is offline while the switch ""$name"" is not shared: ""$($hostCards[0].Name)"" is its only way out" }
+      }
+    }
+    # the gateways that answer; the guard looks for itself
+    function answering {
+      foreach ($route in @(Get-NetRoute | Where-Object { $_.DestinationPrefix -eq '0.0.0.0/0' -and $_.NextHop -ne '0.0.0.0' -and ($shared -or $_.InterfaceIndex -notin $touched) })) {
+        # a router answers who has its address, whatever else it keeps to itself
+        try { $null = (New-Object Net.Sockets.UdpClient).Send([byte[]]@(0), 1, $route.NextHop, 9) } catch { Write-Verbose $_ }
+        Get-NetNeighbor | Where-Object { $_.IPAddress -eq $route.NextHop -and [string]$_.State -in 'Reachable', 'Stale', 'Delay', 'Probe', 'Permanent' } | Select-Object -First 1 | ForEach-Object { [string]$_.IPAddress }
       }
     }
 
     if ($changed -and -not $dryRun) {
+      $answered = @()
+      if (-not $guard -and $hostCards.Count -gt 0) { $answered = @(answering) }
       try {
-        if ($vSwitch) { Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $shared }
+        if ($moves) { Set-VMSwitch -VMSwitch $vSwitch -NetAdapterInterfaceDescription $card.InterfaceDescription -AllowManagementOS $shared }
+        elseif ($turns) { Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $shared }
+        elseif ($vSwitch) { $null = $vSwitch }
         elseif ($type -eq 'external') { $vSwitch = New-VMSwitch -Name $name -NetAdapterInterfaceDescription $card.InterfaceDescription -AllowManagementOS $shared }
         else { $vSwitch = New-VMSwitch -Name $name -SwitchType $type }
-        if ($shared) {
-          $hostCard = $null
-          for ($wait = 0; $wait -lt 120 -and $null -eq ($hostCard = ready $vSwitch); $wait++) { Start-Sleep -Milliseconds 250 }
-          if ($null -eq $hostCard) { throw "Cannot make the switch ""$name"": the host's adapter on it did not appear within 30 seconds. Run: Get-NetAdapter -IncludeHidden" }
+        if ($shared -and ($moves -or $turns -or -not $before.exists)) {
+          $hostCard = appear $vSwitch
           if ($before.network) { restore $hostCard.InterfaceIndex $before.network }
+          if ($before.vlan -and -not $tags -and $before.vlan.mode -ne 'Untagged') { setVlan $vSwitch $before.vlan }
+          if ($type -eq 'external' -and (wireless (under $vSwitch)) -and (offload $hostCard)) { $notes += "Large send offload is off on ""$($hostCard.Name)"": uploads crawl with it behind a switch on Wi-Fi" }
         }
+        if ($moves -and $before.there) { restore (back $before.adapter).InterfaceIndex $before.there }
+        if ($tags) { setVlan $vSwitch @{ mode = 'Access'; id = $vlan } }
       } catch {
         $failure = $_
-        if ($before.exists) { Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $was }
-        else {
+        if (-not $before.exists) {
           named $name | ForEach-Object { Remove-VMSwitch -VMSwitch $_ -Force } # one may be left half made
           if ($before.network) { restore $card.InterfaceIndex $before.network }
+        } else {
+          if ($moves) {
+            Set-VMSwitch -VMSwitch $vSwitch -NetAdapterInterfaceDescription $before.adapter -AllowManagementOS $was
+            if ($before.there) { restore (appear $vSwitch).InterfaceIndex $before.there }
+            restore (back $card.InterfaceDescription).InterfaceIndex $before.network
+          } elseif ($turns) { Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $was }
+          if ($before.vlan -and ($moves -or $turns -or $tags) -and @(ports $vSwitch).Count -gt 0) { setVlan $vSwitch $before.vlan }
         }
-        if ($failure.FullyQualifiedErrorId -like 'ObjectNotFound,*NewVMSwitch' -or $failure.Exception.HResult -eq -2147023728) {
+        if ($failure.FullyQualifiedErrorId -match '^ObjectNotFound,.*(New|Set)VMSwitch$' -or $failure.Exception.HResult -eq -2147023728) {
           throw "Cannot make the switch ""$name"" on ""$($card.Name)"": Windows could not bind the adapter to it (0x80070490), as happens with some Wi-Fi drivers. Update the driver and restart Windows, or do without the adapter. Run again with: --type internal, and then set-static-ip with: --nat"
         }
-        if ($failure.FullyQualifiedErrorId -like 'ObjectInUse,*NewVMSwitch') {
+        if ($failure.FullyQualifiedErrorId -match '^ObjectInUse,.*(New|Set)VMSwitch$') {
           throw "Cannot make the switch ""$name"" on ""$($card.Name)"": the adapter serves another switch or bridge. Run: Get-VMSwitch"
         }
         throw $failure
+      }
+      if ($answered.Count -gt 0) {
+        for ($wait = 0; $wait -lt 60; $wait++) {
+          $now = @(answering)
+          $lost = @($answered | Where-Object { $_ -notin $now })
+          if ($lost.Count -eq 0) { break }
+          Start-Sleep -Milliseconds 250
+        }
+        if ($lost.Count -gt 0) { $notes += "The gateway $($lost -join ', ') answered before the change of the switch ""$name"" and does not now. Where the host has lost its network, run: Remove-VMSwitch -Name $(quoted $name)" }
       }
     }
     $answer = [ordered]@{ changed = $changed; id = $null; switch = $name; type = $type; adapter = $null; shared = $shared; notes = $notes; before = $before }
@@ -261,58 +471,16 @@ async function make(
 }
 
 /**
- * Removes the switch that {@link createSwitch} made, or puts its sharing back, and gives the host's
- * adapter the settings that it had. Refuses while a VM is on the switch.
+ * Removes the switch that {@link createSwitch} made, or puts its network adapter, sharing and VLAN back,
+ * and gives the host the settings that it had. Refuses while a VM is on a switch that it is to remove.
  */
 export async function undoCreateSwitch(
   result: CreateSwitchResult,
   ps = powershell,
 ): Promise<void> {
   if (!result.changed || result.id === null) return
-  await ps`
-    $done = ${JSON.stringify(result)}
-    $result = ConvertFrom-Json $done
-    $id = $result.id
-    $adapter = $result.adapter
-    $existed = $result.before.exists
-    $shared = $result.before.shared
-    $network = $result.before.network
-    $addresses = @($network.addresses | Where-Object { $_ })
-    $gateways = @($network.gateways | Where-Object { $_ })
-    $dns = @($network.dns | Where-Object { $_ })
-    $metric = $network.metric
-    # the guard began before there was an id, and when no switch had the name
-    $vSwitch = Get-VMSwitch | Where-Object { if ($id) { [string]$_.Id -eq $id } else { -not $existed -and [string]$_.SwitchType -eq $result.type -and $_.Name.Equals($result.switch, 'OrdinalIgnoreCase') } } | Select-Object -First 1
-    $id = [string]$vSwitch.Id
-    if ($null -eq $vSwitch -or ($existed -and [bool]$vSwitch.AllowManagementOS -eq $shared)) { return }
-    $nics = @(Get-VMNetworkAdapter -All | Where-Object { [string]$_.SwitchId -eq $id })
-    if ($existed) { Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $shared }
-    else {
-      $users = @($nics | Where-Object { -not $_.IsManagementOs } | ForEach-Object { '"' + $_.VMName + '"' })
-      if ($users.Count -gt 0) { throw "Cannot remove the switch ""$($vSwitch.Name)"": the VM $($users -join ', ') is on it. Run: Get-VMNetworkAdapter -All | Where-Object SwitchId -eq $id | Disconnect-VMNetworkAdapter" }
-      Remove-VMSwitch -VMSwitch $vSwitch -Force
-    }
-    if ($addresses.Count + $gateways.Count + $dns.Count -eq 0 -and $null -eq $metric) { return }
-
-    # the adapter that has the settings now comes up, and gets them from Windows, a moment later
-    for ($wait = 0; $wait -lt 120; $wait++) {
-      $devices = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { [string]$_.SwitchId -eq $id } | ForEach-Object { [string]$_.DeviceId })
-      $card = Get-NetAdapter | Where-Object { if ($existed) { [string]$_.DeviceID -in $devices } else { $_.InterfaceDescription -eq $adapter } } | Select-Object -First 1
-      $there = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $card -and $_.InterfaceIndex -eq $card.InterfaceIndex } | ForEach-Object { [string]$_.IPAddress + '/' + $_.PrefixLength })
-      $missing = @($addresses | Where-Object { $_ -notin $there })
-      if ($card -and ($missing.Count -eq 0 -or $wait -ge 20)) { break }
-      Start-Sleep -Milliseconds 250
-    }
-    if ($null -eq $card) { throw "Cannot put back the host's addresses $($addresses -join ', '): the network adapter ""$adapter"" is gone. Run: Get-NetAdapter -IncludeHidden" }
-    $index = $card.InterfaceIndex
-    foreach ($address in $missing) {
-      $part = $address.Split('/')
-      $null = New-NetIPAddress -InterfaceIndex $index -IPAddress $part[0] -PrefixLength ([byte]$part[1])
-    }
-    $hops = @(Get-NetRoute -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -eq $index -and $_.DestinationPrefix -eq '0.0.0.0/0' } | ForEach-Object { [string]$_.NextHop })
-    foreach ($gateway in @($gateways | Where-Object { $_ -notin $hops })) { $null = New-NetRoute -InterfaceIndex $index -DestinationPrefix '0.0.0.0/0' -NextHop $gateway }
-    if ($dns.Count -gt 0) { Set-DnsClientServerAddress -InterfaceIndex $index -ServerAddresses $dns }
-    if ($null -ne $metric) { Set-NetIPInterface -InterfaceIndex $index -AddressFamily IPv4 -InterfaceMetric $metric }`
+  const nothing = { name: null, type: null, adapter: undefined, share: undefined, vlan: undefined }
+  await make({ done: JSON.stringify(result), ...nothing, guard: false, dryRun: false }, ps)
 }
 
 await hostCommand(
@@ -329,13 +497,14 @@ await hostCommand(
     },
     adapter: {
       type: 'string',
-      describe: 'Network adapter of an external switch, by name or description',
+      describe: 'Network adapter of an external switch: name, description, index, or auto',
       example: 'Wi-Fi',
     },
     share: {
       type: 'boolean',
       describe: 'The host uses an external switch too [default: true for a new one, else as it is]',
     },
+    vlan: { type: 'number', describe: 'The host’s VLAN on the switch, 1 to 4094' },
     ...guardOptions,
     dryRun,
   },

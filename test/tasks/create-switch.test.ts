@@ -250,6 +250,7 @@ test('keeps the settings that the adapter was given by hand, and undo gives them
     gateways: ['192.168.77.1'],
     dns: ['192.168.77.2', '9.9.9.9'],
     metric: 15,
+    profile: null,
   })
   const { stdout } = await host.ps`
     $card = Get-NetAdapter | Where-Object Name -eq 'vEthernet (桥接)'
@@ -344,12 +345,6 @@ const refusals: [string, string, CreateSwitchOptions, RegExp | string][] = [
     /^Cannot make the internal switch "X": there is one of that name that is private\. Choose another name, or run: Get-VMSwitch -Id [\da-f-]{36} \| Rename-VMSwitch -NewName <another name>$/,
   ],
   [
-    'a switch on another adapter',
-    "New-VMSwitch -Name x -NetAdapterName 'Ethernet' -AllowManagementOS $true",
-    { ...onWifi, switch: 'x' },
-    /^Cannot move the switch "x" to "Wi-Fi": it is on ".*"\. Choose another name or that adapter, or run: Get-VMSwitch -Id /,
-  ],
-  [
     'an adapter that another switch has',
     'New-VMSwitch -Name "Bob’s" -NetAdapterName Wi-Fi -AllowManagementOS $true',
     onWifi,
@@ -382,6 +377,228 @@ for (const [what, prepare, options, message] of refusals) {
     assert.equal(await host.text(), text)
   })
 }
+
+/** The wired adapter is connected, with an address by hand, and its way out is the better one. */
+const plugIn = () =>
+  host.change((state) => {
+    const card = state.adapters.find(({ name }: { name: string }) => name === 'Ethernet')
+    card.status = 'Up'
+    card.network = { name: 'Lab', address: '192.168.77.10', prefix: 24, gateway: '192.168.77.1' }
+    Object.assign(state.interfaces.find(({ ifIndex }: { ifIndex: number }) => ifIndex === 7), {
+      dhcp: false,
+      metric: 5,
+      automaticMetric: false,
+    })
+    const ours = ({ ifIndex }: { ifIndex: number }) => ifIndex !== 7
+    const by = { prefix: 24, origin: 'Manual', suffix: 'Manual' }
+    state.addresses = [
+      ...state.addresses.filter(ours),
+      { ifIndex: 7, address: '192.168.77.10', ...by },
+      { ifIndex: 7, address: 'fd00:77::10', ...by, prefix: 64 },
+    ]
+    const way = {
+      ifIndex: 7,
+      prefix: '0.0.0.0/0',
+      nextHop: '192.168.77.1',
+      metric: 1,
+      byHand: true,
+    }
+    state.routes = [...state.routes.filter(ours), way]
+    state.profiles = [...state.profiles.filter(ours), {
+      ifIndex: 7,
+      name: 'Lab',
+      category: 'Private',
+    }]
+  })
+const adapter = (more: object) =>
+  host.change((state) =>
+    state.adapters.push({
+      ...{
+        name: 'VPN',
+        description: 'Wintun Userspace Tunnel',
+        ifIndex: 99,
+        mac: '',
+        status: 'Up',
+      },
+      ...{ guid: '00000000-0000-4000-8000-000000000099', physicalMedia: 'Unspecified', speed: 1e9 },
+      ...{ virtual: false, bound: [], bridge: null, suspended: null, delay: 0, network: null },
+      ...more,
+    })
+  )
+
+test('moves a switch to another adapter in place, with its VMs, and back', async () => {
+  await plugIn()
+  const { id } = await createSwitch({ ...onWifi, guard: false }, host.ps)
+  await given`
+    $null = New-VM -Name web -Generation 2 -MemoryStartupBytes 1GB -NoVHD -SwitchName 桥接`
+  const before = await host.state()
+  const moved = await createSwitch({ ...onWifi, adapter: 'Ethernet' }, host.ps)
+  assert.deepEqual([moved.changed, moved.id, moved.adapter], [true, id, wired.description])
+  assert.deepEqual([moved.before.exists, moved.before.adapter], [true, wifi])
+  assert.deepEqual(moved.before.network?.addresses, ['192.168.77.10/24', 'fd00:77::10/64'])
+  const { stdout } = await host.ps`
+    $card = Get-NetAdapter | Where-Object Name -eq 'vEthernet (桥接)'
+    ConvertTo-Json -Compress @{
+      vm = (Get-VMNetworkAdapter -VMName web).SwitchName
+      addresses = @(Get-NetIPAddress | Where-Object { $_.InterfaceIndex -eq $card.InterfaceIndex -and [string]$_.PrefixOrigin -eq 'Manual' } | ForEach-Object IPAddress)
+      wifi = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object InterfaceAlias -eq 'Wi-Fi' | ForEach-Object IPAddress)
+      category = [string](Get-NetConnectionProfile | Where-Object InterfaceIndex -eq $card.InterfaceIndex).NetworkCategory
+    }`
+  assert.deepEqual(JSON.parse(stdout), {
+    vm: '桥接',
+    addresses: ['192.168.77.10', 'fd00:77::10'],
+    wifi: ['10.20.30.40'],
+    category: 'Private',
+  })
+  assert.equal((await createSwitch({ ...onWifi, adapter: 'Ethernet' }, host.ps)).changed, false)
+  await undoCreateSwitch(moved, host.ps)
+  await undoCreateSwitch(moved, host.ps)
+  const seen = ({ addresses, routes, switches, profiles }: typeof before) => ({
+    addresses: addresses.filter(({ suffix }: { suffix: string }) => suffix !== 'Link')
+      .map(({ address }: { address: string }) => address).sort(),
+    routes: routes.map(({ nextHop }: { nextHop: string }) => nextHop).sort(),
+    switches: switches.map(({ id, name, type }: Record<string, string>) => [id, name, type]),
+    profiles: profiles.map(({ name, category }: Record<string, string>) => [name, category]).sort(),
+  })
+  assert.deepEqual(seen(await host.state()), seen(before))
+  assert.equal((await createSwitch(onWifi, host.ps)).changed, false)
+})
+
+test('puts a switch back that cannot be moved whole', async () => {
+  await plugIn()
+  await createSwitch({ ...onWifi, guard: false }, host.ps)
+  const error = { id: 'Windows System Error 87', message: 'No' }
+  await host.change((state) =>
+    state.faults = [{ cmdlet: 'Set-NetConnectionProfile', nth: 1, error }]
+  )
+  await assert.rejects(createSwitch({ ...onWifi, adapter: '7', guard: false }, host.ps), /No/)
+  const { stdout } = await host.ps`(Get-VMSwitch -Name 桥接).NetAdapterInterfaceDescription`
+  assert.notEqual(stdout.trim(), wired.description)
+  const [{ InterfaceAlias }] = JSON.parse(
+    (await host
+      .ps`ConvertTo-Json -Compress @(Get-NetIPAddress | Where-Object IPAddress -eq 192.168.77.10 | Select-Object InterfaceAlias)`)
+      .stdout,
+  )
+  assert.equal(InterfaceAlias, 'Ethernet')
+})
+
+test('takes an adapter by its index', async () => {
+  const made = await createSwitch({ ...onWifi, adapter: '7', dryRun: true }, host.ps)
+  assert.equal(made.adapter, wired.description)
+})
+
+test('auto: takes the wired adapter that leads out, and leaves a switch where it is', async () => {
+  await plugIn()
+  await adapter({ kind: 'wintun' })
+  await host.change((state) =>
+    state.routes.push({ ifIndex: 99, prefix: '0.0.0.0/0', nextHop: '10.8.0.1', metric: 0 })
+  )
+  const made = await createSwitch({ ...onWifi, adapter: 'auto', guard: false }, host.ps)
+  assert.equal(made.adapter, wired.description)
+  assert.match(made.notes.join(), /^The host reaches everything else by "VPN", which is virtual/)
+  // the way out is the switch's now
+  for (const name of ['桥接', 'other']) {
+    const again = createSwitch({ ...onWifi, switch: name, adapter: 'auto', dryRun: true }, host.ps)
+    if (name === '桥接') assert.equal((await again).changed, false)
+    else await assert.rejects(again, /the switch "桥接" has that adapter.+--switch '桥接'$/)
+  }
+})
+
+test('pain 17: auto never takes Wi-Fi, and says how to take it and how to do without', async () => {
+  const text = await host.text()
+  await assert.rejects(createSwitch({ ...onWifi, adapter: 'auto' }, host.ps), {
+    message:
+      'Cannot choose a network adapter for the switch "桥接": it would be "Wi-Fi", which is ' +
+      'Wi-Fi, and there a bridge may slow down or cut off host and VM. Run again with: ' +
+      "--adapter 'Wi-Fi', or without the adapter: --type internal, and then set-static-ip with: --nat",
+  })
+  assert.equal(await host.text(), text)
+})
+
+test('makes a switch on a host without any route, of which auto finds none', async () => {
+  await host.change((state) => state.routes = [])
+  await assert.rejects(
+    createSwitch({ ...onWifi, adapter: 'auto' }, host.ps),
+    /none of the host's has a default route\. Run Get-NetAdapter/,
+  )
+  const made = await createSwitch({ ...onWifi, adapter: 'Ethernet', share: false }, host.ps)
+  assert.equal(made.changed, true)
+})
+
+test('refuses adapters that no switch can take, and says which can', async () => {
+  const refused = async (name: string) => {
+    const text = await host.text()
+    const { message } = await createSwitch({ ...onWifi, adapter: name }, host.ps).then(
+      () => assert.fail(),
+      (error) => error,
+    )
+    assert.equal(await host.text(), text)
+    return message
+  }
+  await adapter({ kind: 'wintun' })
+  assert.match(await refused('VPN'), /the adapter is virtual, as a VPN's is/)
+  await host.change((state) => state.adapters[1].status = 'Disabled')
+  assert.match(await refused('Ethernet'), /turned off\. Run: Enable-NetAdapter -Name 'Ethernet'$/)
+  await host.change((state) => {
+    state.adapters[1].status = 'Up'
+    state.adapters[1].bound = ['ms_implat']
+    Object.assign(state.adapters.at(-1), { name: 'Team 1', kind: 'team' })
+  })
+  assert.match(await refused('Ethernet'), /in a team, .+ Run again with: --adapter 'Team 1'$/)
+  assert.equal(
+    (await createSwitch({ ...onWifi, adapter: 'Team 1', dryRun: true }, host.ps)).changed,
+    true,
+  )
+})
+
+test('gives the host its VLAN on the switch, and takes it back', async () => {
+  const vlan = async () =>
+    (await host
+      .ps`Get-VMNetworkAdapterVlan -ManagementOS -VMNetworkAdapterName 桥接 | ForEach-Object { "$($_.OperationMode) $($_.AccessVlanId)" }`)
+      .stdout.trim()
+  await createSwitch({ ...onWifi, vlan: 20, guard: false }, host.ps)
+  assert.equal(await vlan(), 'Access 20')
+  assert.equal((await createSwitch({ ...onWifi, vlan: 20 }, host.ps)).changed, false)
+  const other = await createSwitch({ ...onWifi, vlan: 30, guard: false }, host.ps)
+  assert.deepEqual(other.before.vlan, { mode: 'Access', id: 20 })
+  assert.equal(await vlan(), 'Access 30')
+  await undoCreateSwitch(other, host.ps)
+  assert.equal(await vlan(), 'Access 20')
+  // sharing off takes the adapter with it, and its undo brings both back
+  const off = await createSwitch({ ...onWifi, share: false, guard: false }, host.ps)
+  await undoCreateSwitch(off, host.ps)
+  assert.equal(await vlan(), 'Access 20')
+  await assert.rejects(createSwitch({ switch: 'x', type: 'private', vlan: 20 }, host.ps), TypeError)
+  await assert.rejects(createSwitch({ ...onWifi, vlan: 4095 }, host.ps), RangeError)
+})
+
+test('pain 17: turns off on Wi-Fi what makes uploads crawl there', async () => {
+  const lso = async () =>
+    (await host.ps`[string](Get-NetAdapterLso -Name 'vEthernet (桥接)').IPv4Enabled`).stdout.trim()
+  const made = await createSwitch({ ...onWifi, guard: false }, host.ps)
+  assert.equal(await lso(), 'False')
+  assert.match(made.notes.join(), /Large send offload is off on "vEthernet \(桥接\)"/)
+  const off = await createSwitch({ ...onWifi, share: false, guard: false }, host.ps)
+  await undoCreateSwitch(off, host.ps)
+  assert.equal(await lso(), 'False')
+  await undoCreateSwitch(made, host.ps)
+  await createSwitch({ ...onWifi, adapter: 'Ethernet', guard: false }, host.ps)
+  assert.equal(await lso(), 'True')
+})
+
+test('pain 17: says without the guard too that a gateway does not answer any more', async () => {
+  await host.change((state) => state.adapters[0].network.refusesBridge = true)
+  await given`function global:Start-Sleep { }`
+  try {
+    const { notes } = await createSwitch({ ...onWifi, guard: false }, host.ps)
+    assert.match(
+      notes.join(),
+      /The gateway 10\.20\.0\.1 answered before .+ Remove-VMSwitch -Name '桥接'/,
+    )
+  } finally {
+    await given`Remove-Item function:Start-Sleep`
+  }
+})
 
 test('refuses what makes no sense before it asks PowerShell', async () => {
   const options: [CreateSwitchOptions, string][] = [
