@@ -42,8 +42,13 @@ const MODULES: Record<string, string> = {
 
 export const HYPER_V = Object.keys(MODULES).filter((name) => name !== 'ext4')
 
-/** A new root, of Debian's packages, in which `keeps` alone makes an initramfs. */
-export async function guestRoot(keeps: 'initramfs-tools' | 'dracut' | 'none'): Promise<GuestRoot> {
+/**
+ * A new root, of Debian's packages, in which `keeps` alone makes an initramfs; `busybox`: nothing does,
+ * and it has no programs but those in one, which are fewer than Alpine's.
+ */
+export async function guestRoot(
+  keeps: 'initramfs-tools' | 'dracut' | 'none' | 'busybox',
+): Promise<GuestRoot> {
   const dir = await fs.mkdtemp(join(tmpdir(), 'guest-'))
   const path = join(dir, 'root')
   const first = await base()
@@ -60,6 +65,11 @@ export async function guestRoot(keeps: 'initramfs-tools' | 'dracut' | 'none'): P
     await fs.remove(at('usr/sbin/update-initramfs'))
   }
   if (keeps !== 'dracut') await fs.remove(at('usr/bin/dracut'))
+  if (keeps === 'busybox') {
+    await fs.move(at('usr/bin/busybox'), at('busybox'))
+    for (const folder of ['usr/bin', 'usr/sbin', 'usr/lib/systemd']) await fs.emptyDir(at(folder))
+    await execute('chroot', [path, '/busybox', '--install', '-s', '/usr/bin'])
+  }
   const run = async (program: string, ...args: string[]) => {
     const env = { PATH: '/usr/sbin:/usr/bin:/sbin:/bin' }
     return (await execute('chroot', [path, program, ...args], { env })).stdout
@@ -120,7 +130,17 @@ async function base(): Promise<string> {
           'sed',
           'grep',
         ],
-        ...['mawk', 'findutils', 'libc-bin', 'zstd', 'util-linux', 'diffutils', 'gzip', 'hostname'],
+        ...[
+          'mawk',
+          'findutils',
+          'libc-bin',
+          'zstd',
+          'util-linux',
+          'diffutils',
+          'gzip',
+          'hostname',
+          'busybox-static',
+        ],
       ])
     await download().catch(async () => {
       await execute('apt-get', ['-qq', 'update'])

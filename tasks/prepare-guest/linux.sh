@@ -35,7 +35,14 @@ last() { printf '%s\n' "$1" | grep -v '^[[:space:]]*$' | tail -n 2 | tr '\n' ' '
 
 # --- what is written ---
 
-sum() { cksum < "$1" | tr ' ' '-'; }
+# in one word, by a program that is there: a small busybox has no cksum
+sum() {
+  for program in cksum sha256sum md5sum wc; do
+    command -v "$program" > /dev/null || continue
+    "$program" < "$1" | tr -s ' ' '-'
+    return
+  done
+}
 
 # the line of $store/list about a path
 listed() {

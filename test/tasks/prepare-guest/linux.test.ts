@@ -511,6 +511,33 @@ test('leaves a file that someone has changed since, and says where the first one
   equal(await root.read('var/lib/vbox-to-hyperv/files/etc/fstab'), 'a /a vboxsf\n')
 })
 
+test('does what it can where all programs are busybox’s, and takes it back', async (context) => {
+  const root = context.root = await guestRoot('busybox')
+  // depmod is not needed for what has no modules
+  await root.write('lib/modules/6.6.1-0-virt/modules.builtin', 'kernel/drivers/hv/hv_vmbus.ko\n')
+  await root.write('lib/modules/6.6.1-0-virt/kernel/drivers/scsi/hv_storvsc.ko.gz', '')
+  await root.write('boot/vmlinuz-6.6.1-0-virt', '')
+  await fs.ensureDir(join(root.path, 'etc/udev/rules.d'))
+  await root.write('etc/fstab', 'a /a vboxsf\n')
+  await root.write('etc/network/interfaces', 'auto eth0\n')
+  await adapter(root, 'eth0', '08:00:27:00:00:01')
+  const etc = await tree(root, 'etc')
+  const answer = await tell(root)
+  deepEqual(answer.steps.map(({ step, state }) => `${step} ${state}`), [
+    'shared-folders changed',
+    'device-names ok',
+    'network changed',
+    'initramfs warning',
+    'boot-loader ok',
+    'daemons warning',
+    'guest-additions ok',
+  ])
+  match(said(answer, 'initramfs')[0] as string, /does not know\. See that it has hv_storvsc$/)
+  equal((await tell(root)).changed, false)
+  await tell(root, { mode: 'undo' })
+  deepEqual(await tree(root, 'etc'), etc)
+})
+
 test('refuses an account that is not root', async (context) => {
   const root = context.root = await plain()
   await root.write('etc/passwd', 'root:x:0:0::/:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n')
