@@ -475,7 +475,11 @@ const options: Record<string, Option> = {
   format: { choices: ['vhdx', 'vhd'], default: 'vhdx', describe: 'Of the disks' },
   storage: { type: 'string', describe: 'The host’s folder for the disks' },
   external: { type: 'string', describe: 'External switch to attach to', example: '桥接' },
-  adapter: { type: 'string', describe: 'Network adapter of the external switch', example: 'Wi-Fi' },
+  adapter: {
+    type: 'string',
+    describe: 'Its network adapter: name, description, index, or auto for the wired one',
+    example: 'Wi-Fi',
+  },
   share: { type: 'boolean', describe: 'Whether the host goes on using that adapter' },
   ...guardOptions,
   internal: { type: 'string', describe: 'Internal switch to attach to', example: 'Static-NAT' },

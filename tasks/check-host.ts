@@ -17,7 +17,7 @@ export interface CheckHostOptions {
   disk?: readonly string[] | undefined
   /** Name of the external switch that is to be there. */
   external?: string | undefined
-  /** The network adapter of the external switch, by name or description. */
+  /** The network adapter of the external switch: name, description, interface index, or `auto` (see create-switch). */
   adapter?: string | undefined
   /** Whether the host is to use an external switch too. @default true for a new one, else as it is */
   share?: boolean | undefined
@@ -345,11 +345,15 @@ export async function checkHost(
         $refusals += "Cannot use the switch ""$($one.Name)"": it is the Default Switch, which Windows changes by itself at every start. Choose another name"
       }
     }
+    $moves = $false
     if ($null -ne $external -and -not (has Get-NetAdapter)) {
       $refusals += "Cannot make the switch ""$external"": Windows has no NetAdapter module. Run: Get-Module -ListAvailable NetAdapter"
     } elseif ($null -ne $external) {
-      $cards = @(Get-NetAdapter | Where-Object { $_.ComponentID -ne 'vms_mp' }) # Hyper-V's own
-      $bound = @(Get-NetAdapterBinding | Where-Object { $_.ComponentID -eq 'vms_pp' -and $_.Enabled } | ForEach-Object { [string]$_.InterfaceDescription })
+      $every = @(Get-NetAdapter)
+      $cards = @($every | Where-Object { $_.ComponentID -ne 'vms_mp' }) # Hyper-V's own
+      $bindings = @(Get-NetAdapterBinding | Where-Object { $_.Enabled })
+      $bound = @($bindings | Where-Object { $_.ComponentID -eq 'vms_pp' } | ForEach-Object { [string]$_.InterfaceDescription })
+      $teamed = @($bindings | Where-Object { $_.ComponentID -eq 'ms_implat' } | ForEach-Object { [string]$_.InterfaceDescription })
       $adapters = @($cards | ForEach-Object {
         $card = $_
         # on Wi-Fi a bridge stands between adapter and switch; it has the adapter's MAC address
@@ -361,12 +365,31 @@ export async function checkHost(
           wifi = [string]$card.PhysicalMediaType -eq 'Native 802.11' -or $card.NdisPhysicalMedium -eq 9
           bound = @($same | Where-Object { $_ -in $bound }).Count -gt 0
           same = $same
+          index = [string]$card.InterfaceIndex
+          real = [bool]($card.HardwareInterface -or [string]$card.ComponentID -like '*ms_implat_mp')
         }
       })
       $list = @($adapters | ForEach-Object { '"' + $_.name + '" (' + $_.description + ', ' + $_.status + ')' }) -join ', '
       $wanted = @($adapters | Where-Object { $null -ne $adapter -and $_.name.Equals($adapter, 'OrdinalIgnoreCase') })
       if ($wanted.Count -eq 0) { $wanted = @($adapters | Where-Object { $null -ne $adapter -and $_.description.Equals($adapter, 'OrdinalIgnoreCase') }) }
-      if ($null -ne $adapter -and $wanted.Count -ne 1) {
+      if ($wanted.Count -eq 0) { $wanted = @($adapters | Where-Object { $_.index -eq $adapter }) }
+      if ($adapter -eq 'auto') {
+        # a switch that is there stays where it is
+        $wanted = @()
+        $over = $null
+        if ($outer.Count -eq 0) {
+          foreach ($way in @(Get-NetRoute | Where-Object { $_.DestinationPrefix -eq '0.0.0.0/0' } | Sort-Object { [int]$_.RouteMetric + [int]$_.InterfaceMetric })) {
+            $out = $every | Where-Object { $_.InterfaceIndex -eq $way.InterfaceIndex -and $_.ComponentID -eq 'vms_mp' } | Select-Object -First 1
+            $port = Get-VMNetworkAdapter -ManagementOS | Where-Object { $out -and [string]$_.DeviceId -eq [string]$out.DeviceID } | Select-Object -First 1
+            $over = $switches | Where-Object { $port -and [string]$_.Id -eq [string]$port.SwitchId -and [string]$_.SwitchType -eq 'External' }
+            $wanted = @($adapters | Where-Object { $_.index -eq [string]$way.InterfaceIndex -and $_.real })
+            if ($over -or $wanted.Count -gt 0) { break }
+          }
+          if ($over) { $refusals += "Cannot make the switch ""$external"": the switch ""$($over.Name)"" has the adapter that leads out, and an adapter serves one switch. Run again with: --external $(quoted $over.Name)" }
+          elseif ($wanted.Count -eq 0) { $refusals += "Cannot choose a network adapter for the switch ""$external"": none of the host's has a default route, of $list. Run again with: --adapter NAME" }
+          elseif ($wanted[0].wifi) { $refusals += "Cannot choose a network adapter for the switch ""$external"": it would be ""$($wanted[0].name)"", which is Wi-Fi, and there a bridge may slow down or cut off host and VM. Run again with: --adapter $(quoted $wanted[0].name), or without --external, and with: --internal NAME --host-ip auto --nat" }
+        }
+      } elseif ($null -ne $adapter -and $wanted.Count -ne 1) {
         $refusals += "Cannot make the switch ""$external"" on ""$adapter"": no network adapter has that name, among $list. Run: Get-NetAdapter"
       }
       if ($null -eq $adapter -and $outer.Count -eq 0 -and $hyperV) {
@@ -377,18 +400,25 @@ export async function checkHost(
         $vSwitch = $outer[0]
         if ([string]$vSwitch.SwitchType -ne 'External') {
           $refusals += "Cannot use the switch ""$external"" for the network outside: there is one of that name that is $($vSwitch.SwitchType). Choose another name, or run: Get-VMSwitch -Id $($vSwitch.Id) | Rename-VMSwitch -NewName <another name>"
-        } elseif ($wanted.Count -eq 1 -and @(descriptions $vSwitch | Where-Object { $_ -in $wanted[0].same }).Count -eq 0) {
-          $refusals += "Cannot use the switch ""$external"" on ""$($wanted[0].name)"": it is on the adapter ""$($vSwitch.NetAdapterInterfaceDescription)"". Choose another name or that adapter, or run: Get-VMSwitch -Id $($vSwitch.Id) | Rename-VMSwitch -NewName <another name>"
         } else {
-          $notes += "The switch ""$external"" is there already"
+          $moves = $wanted.Count -eq 1 -and @(descriptions $vSwitch | Where-Object { $_ -in $wanted[0].same }).Count -eq 0
+          if ($moves) { $notes += "The switch ""$external"" moves from the adapter ""$($vSwitch.NetAdapterInterfaceDescription)"" to ""$($wanted[0].name)"", with all VMs on it" }
+          else { $notes += "The switch ""$external"" is there already" }
           if ($null -ne $share -and [bool]$vSwitch.AllowManagementOS -ne $share) { $notes += "Whether the switch ""$external"" is shared with the host changes" }
         }
-      } elseif ($outer.Count -eq 0 -and $wanted.Count -eq 1) {
+      }
+      if (($outer.Count -eq 0 -or $moves) -and $wanted.Count -eq 1) {
         $taker = @($switches | Where-Object { @(descriptions $_ | Where-Object { $_ -in $wanted[0].same }).Count -gt 0 })
         if ($taker.Count -gt 0) {
           $refusals += "Cannot make the switch ""$external"" on ""$($wanted[0].name)"": the switch ""$($taker[0].Name)"" has that adapter, and an adapter serves one switch. Run again with: --external $(quoted $taker[0].Name)"
         } elseif ($wanted[0].bound) {
           $refusals += "Cannot make the switch ""$external"" on ""$($wanted[0].name)"": the adapter is bound to a switch that is not there. Run: Disable-NetAdapterBinding -ComponentID vms_pp -Name $(quoted $wanted[0].name)"
+        } elseif (@($wanted[0].same | Where-Object { $_ -in $teamed }).Count -gt 0) {
+          $refusals += "Cannot make the switch ""$external"" on ""$($wanted[0].name)"": the adapter is in a team, which the switch goes on instead. Run again with the team's --adapter, one of $list"
+        } elseif (-not $wanted[0].real) {
+          $refusals += "Cannot make the switch ""$external"" on ""$($wanted[0].name)"": the adapter is virtual, as a VPN's is, and a switch takes those of hardware and teams. Run: Get-NetAdapter -Physical"
+        } elseif ($wanted[0].status -eq 'Disabled') {
+          $refusals += "Cannot make the switch ""$external"" on ""$($wanted[0].name)"": the adapter is turned off. Run: Enable-NetAdapter -Name $(quoted $wanted[0].name)"
         }
         if ($wanted[0].wifi) { $notes += "The adapter ""$($wanted[0].name)"" is Wi-Fi: access points take frames from one MAC address only, so Hyper-V puts a bridge in between, and some networks refuse the VM a second address" }
         if ($wanted[0].status -ne 'Up') { $notes += "The adapter ""$($wanted[0].name)"" is not connected ($($wanted[0].status))" }
@@ -475,7 +505,7 @@ export async function checkHost(
           shared = [bool]$_.AllowManagementOS
         }
       })
-      adapters = @($adapters | ForEach-Object { $_.Remove('same'); $_ })
+      adapters = @($adapters | ForEach-Object { foreach ($key in 'same', 'index', 'real') { $_.Remove($key) }; $_ })
       nats = $nats
       addresses = $addresses
     })`
@@ -554,7 +584,7 @@ await hostCommand(
     memory: { type: 'number', describe: 'Its memory in bytes' },
     disk: { type: 'string', array: true, describe: 'Its disk files, as the host names them' },
     external: { type: 'string', describe: 'External switch that is to be there' },
-    adapter: { type: 'string', describe: 'Network adapter of the external switch' },
+    adapter: { type: 'string', describe: 'Its network adapter: name, description, index or auto' },
     share: { type: 'boolean', describe: 'The host uses the external switch too' },
     internal: { type: 'string', describe: 'Internal switch that is to be there' },
     hostIp: { type: 'string', describe: 'The host’s address on it, e.g. 192.168.56.1/24' },

@@ -237,12 +237,6 @@ const one: [string, string, CheckHostOptions, RegExp | string][] = [
     "serves one switch. Run again with: --external 'Bob’’s'",
   ],
   [
-    'an external switch on another adapter',
-    'New-VMSwitch -Name x -NetAdapterName Ethernet -AllowManagementOS $true',
-    { external: 'x', adapter: 'Wi-Fi' },
-    /^Cannot use the switch "x" on "Wi-Fi": it is on the adapter ".*"\. Choose another name or that adapter, or run: Get-VMSwitch -Id /,
-  ],
-  [
     'an external switch that is internal',
     'New-VMSwitch -Name x -SwitchType Internal',
     { external: 'x' },
@@ -385,6 +379,51 @@ test('says when the hypervisor does not run, and not when Windows does not tell'
       await given`Remove-Item -LiteralPath Function:Get-CimInstance`
     }
   }
+})
+
+test('finds the adapter that leads out, but takes no Wi-Fi by itself', async () => {
+  const auto = async () => (await check({ ...plan, adapter: 'auto' })).refusals.join()
+  assert.match(
+    await auto(),
+    /^Cannot choose .+ it would be "Wi-Fi", which is Wi-Fi.+--adapter 'Wi-Fi', or without/,
+  )
+  await host.change((state) => {
+    state.adapters[1].status = 'Up'
+    const way = {
+      ifIndex: 7,
+      prefix: '0.0.0.0/0',
+      nextHop: '192.168.77.1',
+      metric: 0,
+      byHand: true,
+    }
+    Object.assign(state.interfaces.find(({ ifIndex }: { ifIndex: number }) => ifIndex === 7), {
+      metric: 1,
+    })
+    state.routes = [...state.routes, way]
+  })
+  assert.equal(await auto(), '')
+  await host.change((state) => state.routes = [])
+  assert.match(await auto(), /^Cannot choose .+ none of the host's has a default route/)
+  assert.deepEqual((await check({ ...plan, adapter: '7' })).refusals, [])
+})
+
+test('says that a switch moves to another adapter, with its VMs', async () => {
+  await given`$null = New-VMSwitch -Name x -NetAdapterName Ethernet -AllowManagementOS $true`
+  const { refusals, notes } = await check({ vm: 'demo', external: 'x', adapter: 'Wi-Fi' })
+  assert.deepEqual(refusals, [])
+  assert.match(
+    notes.join(),
+    /The switch "x" moves from the adapter "Realtek .+" to "Wi-Fi", with all VMs on it/,
+  )
+})
+
+test('refuses an adapter that is turned off, before anything is made', async () => {
+  await host.change((state) => state.adapters[1].status = 'Disabled')
+  const { refusals } = await check({ ...plan, adapter: 'Ethernet' })
+  assert.match(
+    refusals.join(),
+    /the adapter is turned off\. Run: Enable-NetAdapter -Name 'Ethernet'$/,
+  )
 })
 
 test('answers when the user has no rights', async () => {
