@@ -44,7 +44,10 @@ export interface GuestAccess {
 export interface PrepareGuestOptions extends GuestAccess {
   /** Suspend BitLocker until it is resumed, for the new VM's TPM does not have its key. @default false */
   suspendBitlocker?: boolean | undefined
-  /** Do not remove the Guest Additions, which is the only thing that the undo cannot bring back. @default false */
+  /**
+   * Do not remove the Guest Additions. The undo cannot bring them back, and without them goes by ssh
+   * alone. @default false
+   */
   keepAdditions?: boolean | undefined
 }
 

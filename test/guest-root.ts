@@ -93,7 +93,9 @@ export async function guestRoot(
       await fs.outputFile(at(`boot/config-${version}`), 'CONFIG_RD_ZSTD=y\n')
       await run('depmod', version)
     },
-    close: () => fs.remove(dir),
+    close: async () => {
+      await execute('rm', ['-rf', dir]) // a third of the time that it takes from here
+    },
   }
 }
 

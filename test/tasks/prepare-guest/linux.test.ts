@@ -3,6 +3,7 @@ import fs from 'fs-extra'
 import { deepEqual, equal, match, ok } from 'node:assert/strict'
 import { execFile } from 'node:child_process'
 import { join } from 'node:path'
+import { setTimeout as wait } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { suite } from 'uvu'
 import { type GuestRoot, guestRoot, HYPER_V, programs } from '../../guest-root.ts'
@@ -122,6 +123,8 @@ test('adds the drivers to the initramfs of each kernel that lacks them, once, an
   deepEqual(said(again, 'initramfs'), [`ok: The drivers of Hyper-V are there for ${OLD} ${NEW}`])
   deepEqual(await tree(root, 'boot'), after)
 
+  equal((await tell(root, { mode: 'undo', dry: 1 })).changed, true)
+  deepEqual(await tree(root, 'boot'), after)
   equal((await tell(root, { mode: 'undo' })).changed, true)
   deepEqual(await tree(root, 'etc'), etc)
   for (const kernel of [OLD, NEW]) deepEqual(await drivers(root, kernel), [])
@@ -496,6 +499,28 @@ test('removes the Guest Additions unless told to keep them, and warns when that 
   ])
   equal(await root.exists(folder), false)
   deepEqual(said(await tell(root), 'guest-additions'), ['ok: There are no Guest Additions'])
+})
+
+test('removes the Guest Additions after its answer when they carry it', async (context) => {
+  const root = context.root = await plain()
+  const folder = '/opt/VBoxGuestAdditions-7.0.14'
+  await root.write('var/lib/VBoxGuestAdditions/config', `INSTALL_DIR=${folder}\n`)
+  await root.write(`${folder}/uninstall.sh`, `rm -r ${folder}\n`)
+  // goes on when it is told to
+  await fs.remove(join(root.path, 'usr/bin/sleep'))
+  await root.write('usr/bin/sleep', '#!/bin/sh\necho "$1" > /slept\nuntil [ -e /go ]; do :; done\n')
+  await fs.chmod(join(root.path, 'usr/bin/sleep'), 0o755)
+  const answer = await tell(root, { detached: 1 })
+  deepEqual(said(answer, 'guest-additions'), [
+    `changed: The Guest Additions in ${folder}, which carry this answer, are removed in 20 seconds, for good`,
+  ])
+  ok(await root.exists(`${folder}/uninstall.sh`))
+  await root.write('go', '')
+  for (let n = 0; await root.exists(folder); n++) {
+    ok(n < 200, 'it is removed')
+    await wait(25)
+  }
+  equal(await root.read('slept'), '20\n')
 })
 
 test('leaves a file that someone has changed since, and says where the first one is', async (context) => {
