@@ -33,6 +33,8 @@ export interface HostNetwork {
   metric: number | null
   /** The network that Windows knew there, and what it took it for: Public or Private. */
   profile: { name: string; category: string } | null
+  /** Large send offload, which create-switch turns off on Wi-Fi. */
+  offload: boolean
 }
 
 export interface ToggleShareResult {
@@ -130,7 +132,7 @@ async function share(
       throw "Cannot share the switch ""$($vSwitch.Name)"": the host's adapter on it did not appear within 30 seconds. Run: Get-NetAdapter -IncludeHidden"
     }
     function settings($port, $card, $ips) {
-      $kept = [ordered]@{ name = [string]$port.Name; mac = [string]$port.MacAddress; vlan = $null; dhcp = $true; leased = @(); addresses = @(); routes = @(); dns = @(); metric = $null; profile = $null }
+      $kept = [ordered]@{ name = [string]$port.Name; mac = [string]$port.MacAddress; vlan = $null; dhcp = $true; leased = @(); addresses = @(); routes = @(); dns = @(); metric = $null; profile = $null; offload = $true }
       $vlan = Get-VMNetworkAdapterVlan -VMNetworkAdapter $port
       if ([string]$vlan.OperationMode -eq 'Access') { $kept.vlan = [ordered]@{ mode = 'Access'; id = [int]$vlan.AccessVlanId } }
       if ([string]$vlan.OperationMode -eq 'Trunk') { $kept.vlan = [ordered]@{ mode = 'Trunk'; id = [int]$vlan.NativeVlanId; allowed = [string]$vlan.AllowedVlanIdListString } }
@@ -159,12 +161,14 @@ async function share(
         # servers set by hand beside what the network gives; a host without this key has none (assumption: the key)
         try { $kept.dns += @((Get-ItemProperty -LiteralPath "Registry::HKEY_LOCAL_MACHINE/SYSTEM/CurrentControlSet/Services/$protocol/Parameters/Interfaces/$($card.InterfaceGuid)").NameServer -split '[, ]' | Where-Object { $_ }) } catch { Write-Verbose $_ }
       }
+      $lso = Get-NetAdapterLso | Where-Object { $_.Name -eq $card.Name }
+      $kept.offload = -not $lso -or $lso.IPv4Enabled -or $lso.IPv6Enabled
       $network = Get-NetConnectionProfile | Where-Object InterfaceIndex -eq $index | Select-Object -First 1
       if ($network) { $kept.profile = [ordered]@{ name = [string]$network.Name; category = [string]$network.NetworkCategory } }
       $kept
     }
     # nothing that a new adapter would not have by itself
-    function plain($kept) { $kept.dhcp -and @($kept.addresses).Count + @($kept.routes).Count + @($kept.dns).Count -eq 0 -and $null -eq $kept.metric -and $null -eq $kept.vlan }
+    function plain($kept) { $kept.dhcp -and @($kept.addresses).Count + @($kept.routes).Count + @($kept.dns).Count -eq 0 -and $null -eq $kept.metric -and $null -eq $kept.vlan -and $kept.offload -ne $false }
     function restore($vSwitch, $kept) {
       $port = @(ports $vSwitch)[0]
       if ($kept.mac -and $port.MacAddress -ne $kept.mac) {
@@ -174,7 +178,9 @@ async function share(
       $port = @(ports $vSwitch)[0]
       if ($kept.vlan.mode -eq 'Access') { Set-VMNetworkAdapterVlan -VMNetworkAdapter $port -Access -VlanId $kept.vlan.id }
       if ($kept.vlan.mode -eq 'Trunk') { Set-VMNetworkAdapterVlan -VMNetworkAdapter $port -Trunk -NativeVlanId $kept.vlan.id -AllowedVlanIdList $kept.vlan.allowed }
-      $index = (ready $vSwitch).InterfaceIndex
+      $card = ready $vSwitch
+      if ($kept.offload -eq $false) { Disable-NetAdapterLso -InterfaceDescription $card.InterfaceDescription -IPv4 -IPv6 }
+      $index = $card.InterfaceIndex
       foreach ($address in @($kept.addresses | Where-Object { $_ })) {
         $part = $address.Split('/')
         $null = New-NetIPAddress -InterfaceIndex $index -IPAddress $part[0] -PrefixLength ([byte]$part[1])

@@ -63,6 +63,7 @@ const fixed = {
   dns: ['192.168.77.2', '9.9.9.9'],
   metric: 15,
   profile: { name: 'Office', category: 'Private' },
+  offload: false,
 }
 const saved = async () => {
   const folder = join(String(host.env.ProgramData), 'vbox-to-hyperv')
@@ -84,6 +85,7 @@ const setFixed = () =>
     $null = New-NetIPAddress -InterfaceIndex $index -IPAddress fd00:77::10 -PrefixLength 64
     $null = New-NetRoute -InterfaceIndex $index -DestinationPrefix fd00:99::/32 -NextHop fd00:77::9 -RouteMetric 7
     Set-NetConnectionProfile -InterfaceIndex $index -NetworkCategory Private
+    Disable-NetAdapterLso -Name 'vEthernet (桥接)' -IPv4 -IPv6
     Get-VMNetworkAdapter -ManagementOS -Name 桥接 | Set-VMNetworkAdapterVlan -Access -VlanId 12`
 
 sharing.before(async () => {
