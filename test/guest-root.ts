@@ -3,7 +3,7 @@ import fs from 'fs-extra'
 import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { homedir, tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import process from 'node:process'
 import { promisify } from 'node:util'
 
@@ -110,6 +110,9 @@ async function base(): Promise<string> {
   const ready = join(cache, `guest-root-${mark}`)
   if (await fs.pathExists(ready)) return ready
   await fs.ensureDir(cache)
+  for (const old of await fs.readdir(cache)) {
+    if (old.startsWith('guest-root-') && old !== basename(ready)) await fs.remove(join(cache, old))
+  }
   const dir = await fs.mkdtemp(join(cache, 'making-'))
   try {
     const root = join(dir, 'root')

@@ -88,11 +88,11 @@ async function adapter(root: GuestRoot, name: string, mac: string): Promise<void
 test('adds the drivers to the initramfs of each kernel that lacks them, once, and takes them out again', async (context) => {
   const root = context.root = await guestRoot('initramfs-tools')
   await debian(root)
-  for (const kernel of [OLD, NEW]) {
-    await root.addKernel(kernel, [...HYPER_V, 'ext4'])
-    await root.run('update-initramfs', '-c', '-k', kernel)
-    deepEqual(await drivers(root, kernel), [])
-  }
+  for (const kernel of [OLD, NEW]) await root.addKernel(kernel, [...HYPER_V, 'ext4'])
+  await root.run('update-initramfs', '-c', '-k', NEW)
+  // another kernel's without modules is the same
+  await root.run('cp', `/boot/initrd.img-${NEW}`, `/boot/initrd.img-${OLD}`)
+  deepEqual(await drivers(root, OLD), [])
   const [etc, boot] = [await tree(root, 'etc'), await tree(root, 'boot')]
 
   const would = await tell(root, { dry: 1 })
