@@ -323,7 +323,11 @@ async function byGuestControl(access: GuestAccess, cannot: string): Promise<Gues
               ...['-Command', `& ([ScriptBlock]::Create([IO.File]::ReadAllText('${inside}')))`],
             ]]
             : ['/bin/sh', [inside, inside]]
-          return await control('run', '--exe', exe, '--wait-stdout', '--wait-stderr', '--', ...args)
+          return await control(
+            'run',
+            ...['--exe', exe, '--timeout', `${LIMIT}`, '--wait-stdout', '--wait-stderr', '--'],
+            ...args,
+          )
         } finally {
           // the guest may be gone, and then there is nothing to remove
           await control('rm', inside)
@@ -335,6 +339,9 @@ async function byGuestControl(access: GuestAccess, cannot: string): Promise<Gues
     },
   }
 }
+
+/** Milliseconds for the script in the guest: it may make several initramfs. */
+const LIMIT = 30 * 60 * 1000
 
 const POWERSHELL = 'C:\\Windows\\System32\\WindowsPowerShell\\v1.0\\powershell.exe'
 
@@ -364,7 +371,7 @@ async function bySsh(host: Ssh, cannot: string): Promise<Guest> {
     '--',
     host.name,
   ]
-  const asked = await run('ssh', [...args, 'uname -s'])
+  const asked = await run('ssh', [...args, 'uname -s -r'])
   // ssh's own failures
   if (asked.code === 255) {
     const why = asked.stderr.trim().split(/\r?\n/).at(-1)
@@ -374,8 +381,9 @@ async function bySsh(host: Ssh, cannot: string): Promise<Guest> {
       } exit`,
     )
   }
-  const system = asked.code === 0 ? asked.stdout.trim() : ''
-  if (system === 'Linux') {
+  const [system = '', release = ''] = asked.code === 0 ? asked.stdout.trim().split(/\s+/) : []
+  // in WSL, which may be the shell of Windows' sshd, it is Linux too
+  if (system === 'Linux' && !/microsoft/i.test(release)) {
     return { family: 'linux', run: (text) => run('ssh', [...args, BY_FILE], text as string) }
   }
   if (/^(Darwin|.*BSD|SunOS|Haiku)$/.test(system)) {

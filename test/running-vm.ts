@@ -61,6 +61,7 @@ case "$1" in
         --mode) [ "$verb" = mkdir ] || fail 'syntax'; mode=$2; shift 2 ;;
         --target-directory) [ "$verb" = copyto ] || fail 'syntax'; target=$2; shift 2 ;;
         --exe) [ "$verb" = run ] || fail 'syntax'; exe=$2; shift 2 ;;
+        --timeout) [ "$verb" = run ] && [ "$2" -gt 0 ] || fail 'syntax'; shift 2 ;;
         --wait-stdout | --wait-stderr) [ "$verb" = run ] || fail 'syntax'; shift ;;
         --) shift; break ;;
         -*) fail "Unknown option: $1" ;;

@@ -361,6 +361,13 @@ device_names() {
   elif [ -z "$left$mounts" ]; then say device-names ok 'No disk is named by its controller'; fi
 }
 
+# What a TPM unlocks waits for a passphrase on Hyper-V, whose TPM is another.
+encryption() {
+  locked=$(awk '$1 !~ /^#/ && $4 ~ /tpm2-device=/ { printf "%s%s", (n++ ? ", " : ""), $2 }' /etc/crypttab 2> /dev/null)
+  if [ -z "$locked" ]; then say encryption ok 'No disk in /etc/crypttab is unlocked by a TPM'
+  else say encryption warning "The TPM unlocks $locked, and the new VM has another one. See that there is a passphrase too: sudo systemd-cryptenroll DEVICE. To add one: sudo systemd-cryptenroll --password DEVICE"; fi
+}
+
 # --- network ---
 
 # Whatever configures the network, it goes on by the name that it knows: that follows the bus (enp0s3),
@@ -555,6 +562,7 @@ if [ "$mode" = undo ]; then
 else
   shared_folders
   device_names
+  encryption
   network
   initramfs
   boot_loader

@@ -85,7 +85,7 @@ async function adapter(root: GuestRoot, name: string, mac: string): Promise<void
   await root.write(`sys/class/net/${name}/device/uevent`, '')
 }
 
-test('adds the drivers to the initramfs of each kernel that lacks them, once, and takes them out again', async (context) => {
+test('pain 2: adds the drivers to the initramfs of each kernel that lacks them, once, and takes them out again', async (context) => {
   const root = context.root = await guestRoot('initramfs-tools')
   await debian(root)
   for (const kernel of [OLD, NEW]) await root.addKernel(kernel, [...HYPER_V, 'ext4'])
@@ -271,11 +271,11 @@ test('changes nothing in a guest that is ready', async (context) => {
   await fs.chmod(join(root.path, 'usr/sbin/hv_kvp_daemon'), 0o755)
   await root.write('etc/fstab', '# vboxsf\nUUID=1-2 / ext4 defaults 0 1\n')
   const answer = await tell(root)
-  deepEqual(answer.steps.map(({ state }) => state), Array(7).fill('ok'))
+  deepEqual(answer.steps.map(({ state }) => state), Array(8).fill('ok'))
   deepEqual([answer.guest, answer.changed, answer.before], ['linux', false, []])
 })
 
-test('comments shared folders out of fstab, and brings them back', async (context) => {
+test('pain 23: comments shared folders out of fstab, and brings them back', async (context) => {
   const root = context.root = await plain()
   const fstab = [
     '# <file system> <mount point> <type>',
@@ -351,6 +351,12 @@ test('names disks by UUID where they are named by their controller, and refuses 
   equal((await tell(root)).steps.some(({ state }) => state === 'refusal'), false)
 })
 
+test('pain 12: warns of what a TPM unlocks, whose key does not come along', async (context) => {
+  const root = context.root = await plain()
+  await root.write('etc/crypttab', 'a UUID=1-2 none luks,tpm2-device=auto\nb UUID=3-4 none luks\n')
+  match(said(await tell(root), 'encryption')[0] as string, /^warning: The TPM unlocks UUID=1-2, /)
+})
+
 const CONFIGURATIONS: Record<string, [path: string, text: string]> = {
   netplan: [
     'etc/netplan/00-installer.yaml',
@@ -366,7 +372,7 @@ const CONFIGURATIONS: Record<string, [path: string, text: string]> = {
   'a firewall': ['etc/nftables.conf', 'iifname "enp0s3" accept\n'],
 }
 
-test('keeps the adapter’s name that any configuration says, by MAC address and for Hyper-V alone', async (context) => {
+test('pain 15: keeps the adapter’s name that any configuration says, by MAC address and for Hyper-V alone', async (context) => {
   const root = context.root = await plain()
   await adapter(root, 'enp0s3', '08:00:27:00:00:01')
   await adapter(root, 'enp0s8', '08:00:27:00:00:02') // nobody says this name
@@ -439,7 +445,7 @@ test('binds the name by a rule of udev where there is no systemd', async (contex
   equal((await tell(root)).changed, false)
 })
 
-test('puts shim and GRUB where a new VM looks for a loader, and takes them away again', async (context) => {
+test('pain 5: puts shim and GRUB where a new VM looks for a loader, and takes them away again', async (context) => {
   const root = context.root = await plain()
   for (const folder of ['sys/firmware/efi', 'boot/efi']) {
     await fs.ensureDir(join(root.path, folder))
@@ -551,6 +557,7 @@ test('does what it can where all programs are busybox’s, and takes it back', a
   deepEqual(answer.steps.map(({ step, state }) => `${step} ${state}`), [
     'shared-folders changed',
     'device-names ok',
+    'encryption ok',
     'network changed',
     'initramfs warning',
     'boot-loader ok',

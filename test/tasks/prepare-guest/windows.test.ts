@@ -182,7 +182,7 @@ test('changes nothing on a dry run, and says what it would', async ({ guest, hos
   equal(await guest.file('before.json'), undefined)
 })
 
-test('prepares Windows once, and brings everything back but the Guest Additions', async ({ guest, host }) => {
+test('pain 1, 11: prepares Windows once, and brings everything back but the Guest Additions', async ({ guest, host }) => {
   const start = await guest.state()
   const answer = await guest.tell({ suspendBitLocker: true })
   deepEqual(answer.steps.map(({ state }) => state), Array(6).fill('changed'))
@@ -270,7 +270,7 @@ test('refuses when Windows has no driver to start from, or the registry does not
   deepEqual(said(await guest.tell(), 'boot-drivers').map((text) => text.split(':')[0]), ['refusal'])
 })
 
-test('warns of BitLocker unless it is to suspend it, and refuses when it cannot', async ({ guest }) => {
+test('pain 12: warns of BitLocker unless it is to suspend it, and refuses when it cannot', async ({ guest }) => {
   match(
     said(await guest.tell(), 'bitlocker')[0] as string,
     /^warning: BitLocker protects C:, .*--suspend-bitlocker.*manage-bde -protectors -get C:$/,
@@ -300,7 +300,7 @@ test('goes on with a warning when a step fails', async ({ guest }) => {
   deepEqual(said(answer, 'auto-reboot').length, 1)
 })
 
-test('leaves the Guest Additions until it has answered when they carry it, or alone when told to', async ({ guest, host }) => {
+test('pain 23: leaves the Guest Additions until it has answered when they carry it, or alone when told to', async ({ guest, host }) => {
   deepEqual(said(await guest.tell({ keepAdditions: true }), 'guest-additions'), [
     'ok: The Guest Additions are left alone',
   ])
@@ -329,7 +329,7 @@ test('refuses an account without administrator rights, and changes nothing', asy
   deepEqual(await guest.state(), before)
 })
 
-test('gives adapters on Hyper-V their addresses by MAC at the first start, removes the old ones, and only there', async ({ guest, host }) => {
+test('pain 13, 14: gives adapters on Hyper-V their addresses by MAC at the first start, removes the old ones, and only there', async ({ guest, host }) => {
   await guest.tell()
   const start = await guest.file('first-start.ps1') as string
   const run = () => host.ps([start.replace(/^\ufeff/, '')] as unknown as TemplateStringsArray)
