@@ -3,6 +3,7 @@
 import { Listr } from 'listr2'
 import { resolve } from 'node:path'
 import process from 'node:process'
+import { type GuardOptions, guardOptions, readGuard } from '../tasks/guard.ts'
 import { commandLine, dryRun, type Option } from '../tasks/task.ts'
 import { removeBundle } from './run/bundle.ts'
 import { converse, elevate, elevateOptions, offerElevation } from './run/elevate.ts'
@@ -13,7 +14,7 @@ import type { Screen } from './run/screen.ts'
 import { removePartial, removeStage } from './run/send-disk.ts'
 import { powershellFor, takeBack } from './run/steps.ts'
 
-export interface UndoOptions {
+export interface UndoOptions extends GuardOptions {
   /** A run by its name, or `last`: the newest that changed something and is not taken back. @default last */
   run?: string | undefined
   /** The folder for journals. @default the user's data folder */
@@ -34,10 +35,11 @@ export interface UndoTools {
 
 /**
  * Takes back the steps of a run that changed something, in reverse. What was there before the run
- * stays; what was taken back is in the journal at once, so an undo that stopped goes on.
+ * stays; what was taken back is in the journal at once, so an undo that stopped goes on. What could cut
+ * the host off is taken back under the guard (see tasks/guard.ts).
  */
 export async function undo(
-  { run = 'last', state = stateFolder, dryRun = false }: UndoOptions,
+  { run = 'last', state = stateFolder, dryRun = false, ...guard }: UndoOptions,
   { screen, live = false, agree, host: open = openHost }: UndoTools,
 ): Promise<'done' | 'same' | 'dry-run' | 'declined'> {
   const journal = choose(await readJournals(state), run, state)
@@ -65,7 +67,7 @@ export async function undo(
         say('started')
         try {
           const ps = powershellFor(host, { ...step, title: sentence(step) })
-          await takeBack(step.task, result, { ps })
+          await takeBack(step.task, result, { ps, guard })
         } catch (error) {
           say('failed')
           throw error
@@ -136,6 +138,7 @@ const options: Record<string, Option> = {
     example: 'last',
   },
   state: { type: 'string', describe: 'Folder for the journals of runs' },
+  ...guardOptions,
   ...elevateOptions,
   dryRun,
   yes: { type: 'boolean', alias: 'y', describe: 'Do not ask' },
@@ -143,7 +146,13 @@ const options: Record<string, Option> = {
 }
 
 const given = await commandLine<
-  UndoOptions & { yes?: boolean; json?: boolean; elevate?: boolean; elevatedBy?: string }
+  Omit<UndoOptions, 'revertAfter'> & {
+    revertAfter?: string
+    yes?: boolean
+    json?: boolean
+    elevate?: boolean
+    elevatedBy?: string
+  }
 >(
   import.meta,
   'Take back what a run changed, the last step first',
@@ -158,7 +167,7 @@ if (given) {
     if (code !== undefined) process.exitCode = code
     else {
       const agree = () => confirm('Take it back?')
-      await undo(options, { screen, live, ...(person && !yes && { agree }) })
+      await undo(readGuard(options), { screen, live, ...(person && !yes && { agree }) })
     }
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error)

@@ -115,7 +115,7 @@ export async function createSwitch(
       `Cannot set the host's VLAN on the switch "${name}" to ${vlan}: it is a whole number from 1 to 4094`,
     )
   }
-  const wanted = { done: null, name, type, adapter, share, vlan }
+  const wanted = { done: null, redo: false, name, type, adapter, share, vlan }
   const run = (ps: typeof powershell, dryRun: boolean) =>
     make({ ...wanted, guard: guard.guard ?? true, dryRun }, ps)
   // the others take nothing from the host
@@ -124,10 +124,14 @@ export async function createSwitch(
   return await guarded({ subject, run, undo: undoCreateSwitch }, guard, dryRun, ps)
 }
 
-/** With `done` it takes back what that result says was done; the switch may be gone by now. */
+/**
+ * With `done` it takes back what that result says was done; the switch may be gone by now. With `redo`
+ * too it does that again, where the guard of an undo takes it back.
+ */
 async function make(
-  { done, name, type, adapter, share, vlan, guard, dryRun }: {
+  { done, redo, name, type, adapter, share, vlan, guard, dryRun }: {
     done: string | null
+    redo: boolean
     name: string | null
     type: CreateSwitchOptions['type'] | null
     adapter: string | undefined
@@ -140,6 +144,7 @@ async function make(
 ): Promise<CreateSwitchResult> {
   const { stdout } = await ps`
     $done = ${done}
+    $redo = ${redo}
     $name = ${name}
     $type = ${type}
     $adapter = ${adapter}
@@ -248,34 +253,64 @@ async function make(
 
     if ($done) {
       $result = ConvertFrom-Json $done
+      $undone = $null
+      if ($redo) { $undone = $result; $result = $undone.undone }
       $before = $result.before
-      # the guard began before there was an id, and when no switch had the name
-      $vSwitch = Get-VMSwitch | Where-Object { if ($result.id) { [string]$_.Id -eq $result.id } else { -not $before.exists -and [string]$_.SwitchType -eq $result.type -and $_.Name.Equals($result.switch, 'OrdinalIgnoreCase') } } | Select-Object -First 1
-      if ($null -eq $vSwitch) { 'null'; return }
-      $id = [string]$vSwitch.Id
-      if (-not $before.exists) {
-        $users = @(Get-VMNetworkAdapter -All | Where-Object { [string]$_.SwitchId -eq $id -and -not $_.IsManagementOs } | ForEach-Object { '"' + $_.VMName + '"' })
-        if ($users.Count -gt 0) { throw "Cannot remove the switch ""$($vSwitch.Name)"": the VM $($users -join ', ') is on it. Run: Get-VMNetworkAdapter -All | Where-Object SwitchId -eq $id | Disconnect-VMNetworkAdapter" }
-        Remove-VMSwitch -VMSwitch $vSwitch -Force
-        if ($before.network) { restore (back $result.adapter).InterfaceIndex $before.network }
+      $all = @(Get-VMSwitch)
+      # the guard began before there was an id, and when no switch had the name; one that it made again has another
+      $vSwitch = $all | Where-Object { [string]$_.Id -eq $result.id } | Select-Object -First 1
+      if (-not $vSwitch -and -not $before.exists) {
+        $vSwitch = $all | Where-Object { [string]$_.SwitchType -eq $result.type -and $_.Name.Equals($result.switch, 'OrdinalIgnoreCase') -and ($result.type -ne 'external' -or -not $result.id -or (under $_).InterfaceDescription -eq $result.adapter) } | Select-Object -First 1
+      }
+      if ($redo) {
+        if (-not $before.exists) {
+          if (-not $vSwitch) { $vSwitch = New-VMSwitch -Name $result.switch -NetAdapterInterfaceDescription $result.adapter -AllowManagementOS $result.shared }
+        } elseif ($before.adapter -and (under $vSwitch).InterfaceDescription -ne $result.adapter) { Set-VMSwitch -VMSwitch $vSwitch -NetAdapterInterfaceDescription $result.adapter -AllowManagementOS $result.shared }
+        elseif ([bool]$vSwitch.AllowManagementOS -ne $result.shared) { Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $result.shared }
+        if ($result.shared) {
+          $hostCard = appear $vSwitch
+          if ($before.network) { restore $hostCard.InterfaceIndex $before.network }
+          if ($undone.vlan -and $undone.vlan.mode -ne 'Untagged') { setVlan $vSwitch $undone.vlan }
+          if (wireless (under $vSwitch)) { $null = offload $hostCard }
+        }
         'null'; return
       }
-      $moves = $before.adapter -and (under $vSwitch).InterfaceDescription -ne $before.adapter
-      if ($moves) {
-        Set-VMSwitch -VMSwitch $vSwitch -NetAdapterInterfaceDescription $before.adapter -AllowManagementOS $before.shared
-        if ($before.shared -and $before.there) { restore (appear $vSwitch).InterfaceIndex $before.there }
-        if ($before.network) { restore (back $result.adapter).InterfaceIndex $before.network }
-      } elseif ([string]$vSwitch.SwitchType -eq 'External' -and [bool]$vSwitch.AllowManagementOS -ne $before.shared) {
-        Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $before.shared
-        $moves = $true
-        if ($before.shared -and $before.network) { restore (appear $vSwitch).InterfaceIndex $before.network }
+      $answer = [ordered]@{ changed = $false; shared = -not $before.exists -or $before.shared; notes = @(); vlan = $null; undone = $result }
+      $moves = $false
+      $turns = $false
+      $tags = $false
+      if ($vSwitch) {
+        $own = @(ports $vSwitch)
+        if ($own.Count -gt 0) { $answer.vlan = vlanOf $own[0] }
+        $moves = [bool]($before.adapter -and (under $vSwitch).InterfaceDescription -ne $before.adapter)
+        $turns = [string]$vSwitch.SwitchType -eq 'External' -and [bool]$vSwitch.AllowManagementOS -ne $before.shared
+        $tags = [bool]($before.vlan -and ($moves -or $turns -or (ConvertTo-Json -Compress $answer.vlan) -ne (ConvertTo-Json -Compress $before.vlan)))
+        $answer.changed = -not $before.exists -or $moves -or $turns -or $tags
       }
-      if ($moves -and $before.shared -and (wireless (under $vSwitch))) { $null = offload (appear $vSwitch) }
-      if ($before.vlan -and @(ports $vSwitch).Count -gt 0) {
-        $now = vlanOf @(ports $vSwitch)[0]
-        if ((ConvertTo-Json -Compress $now) -ne (ConvertTo-Json -Compress $before.vlan)) { setVlan $vSwitch $before.vlan }
+      if ($answer.changed -and -not $before.exists) {
+        $id = [string]$vSwitch.Id
+        $users = @(Get-VMNetworkAdapter -All | Where-Object { [string]$_.SwitchId -eq $id -and -not $_.IsManagementOs } | ForEach-Object { '"' + $_.VMName + '"' })
+        if ($users.Count -gt 0) { throw "Cannot remove the switch ""$($vSwitch.Name)"": the VM $($users -join ', ') is on it. Run: Get-VMNetworkAdapter -All | Where-Object SwitchId -eq $id | Disconnect-VMNetworkAdapter" }
       }
-      'null'; return
+      if ($answer.changed -and -not $dryRun) {
+        if (-not $before.exists) {
+          Remove-VMSwitch -VMSwitch $vSwitch -Force
+          if ($before.network) { restore (back $result.adapter).InterfaceIndex $before.network }
+        } else {
+          if ($moves) {
+            Set-VMSwitch -VMSwitch $vSwitch -NetAdapterInterfaceDescription $before.adapter -AllowManagementOS $before.shared
+            if ($before.shared -and $before.there) { restore (appear $vSwitch).InterfaceIndex $before.there }
+            if ($before.network) { restore (back $result.adapter).InterfaceIndex $before.network }
+          } elseif ($turns) {
+            Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $before.shared
+            if ($before.shared -and $before.network) { restore (appear $vSwitch).InterfaceIndex $before.network }
+          }
+          if (($moves -or $turns) -and $before.shared -and (wireless (under $vSwitch))) { $null = offload (appear $vSwitch) }
+          if ($tags -and @(ports $vSwitch).Count -gt 0) { setVlan $vSwitch $before.vlan }
+        }
+      }
+      ConvertTo-Json -Compress -Depth 8 $answer
+      return
     }
 
     $found = @(named $name)
@@ -473,14 +508,27 @@ async function make(
 /**
  * Removes the switch that {@link createSwitch} made, or puts its network adapter, sharing and VLAN back,
  * and gives the host the settings that it had. Refuses while a VM is on a switch that it is to remove.
+ * Under the guard what cuts the host off is done again; a switch that was removed has a new id then.
  */
 export async function undoCreateSwitch(
   result: CreateSwitchResult,
   ps = powershell,
+  guard: GuardOptions = { guard: false },
 ): Promise<void> {
   if (!result.changed || result.id === null) return
   const nothing = { name: null, type: null, adapter: undefined, share: undefined, vlan: undefined }
-  await make({ done: JSON.stringify(result), ...nothing, guard: false, dryRun: false }, ps)
+  const take = (done: string, redo: boolean, ps: typeof powershell, dryRun: boolean) =>
+    make({ done, redo, ...nothing, guard: false, dryRun }, ps)
+  const done = JSON.stringify(result)
+  if (result.type !== 'external') await take(done, false, ps, false)
+  else {
+    const subject = `the switch "${result.switch}"`
+    const run = (ps: typeof powershell, dryRun: boolean) => take(done, false, ps, dryRun)
+    const undo = async (undone: CreateSwitchResult, ps: typeof powershell) => {
+      await take(JSON.stringify(undone), true, ps, false)
+    }
+    await guarded({ subject, run, undo }, guard, false, ps)
+  }
 }
 
 await hostCommand(

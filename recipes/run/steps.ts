@@ -5,6 +5,7 @@ import { convertDisk, undoConvertDisk } from '../../tasks/convert-disk.ts'
 import { createSwitch, undoCreateSwitch } from '../../tasks/create-switch.ts'
 import { createVm, undoCreateVm } from '../../tasks/create-vm.ts'
 import { enableNested, undoEnableNested } from '../../tasks/enable-nested.ts'
+import type { GuardOptions } from '../../tasks/guard.ts'
 import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
 import { type GuestCredential, setGuestIp, undoSetGuestIp } from '../../tasks/set-guest-ip.ts'
 import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
@@ -22,6 +23,8 @@ export interface Tools {
   signal?: AbortSignal | undefined
   /** The guest's account, which is in no plan and no journal. */
   credential?: GuestCredential | undefined
+  /** How an undo that could cut the host off is guarded. */
+  guard?: GuardOptions | undefined
   onProgress?: ((progress: Progress) => void) | undefined
 }
 
@@ -65,7 +68,7 @@ export const tasks = {
   }),
   'create-switch': task({
     run: (options: Parameters<typeof createSwitch>[0], { ps }) => createSwitch(options, ps),
-    undo: (result, { ps }) => undoCreateSwitch(result, ps),
+    undo: (result, { ps, guard }) => undoCreateSwitch(result, ps, guard),
   }),
   'set-static-ip': task({
     run: (options: Parameters<typeof setStaticIp>[0], { ps }) => setStaticIp(options, ps),

@@ -464,6 +464,26 @@ test('moves a switch to another adapter in place, with its VMs, and back', async
   assert.equal((await createSwitch(onWifi, host.ps)).changed, false)
 })
 
+test('takes an undo back that cuts the host off, and undoes what it made again', async () => {
+  const made = await createSwitch({ ...onWifi, vlan: 20, guard: false }, host.ps)
+  const guard = { probe: ['127.0.0.1:9'], revertAfter: 5 }
+  await assert.rejects(
+    undoCreateSwitch(made, host.ps, guard),
+    /^HostError: Cannot keep the change of the switch "桥接", and took it back: .+127\.0\.0\.1:9 does not/,
+  )
+  const [again] = JSON.parse(
+    (await host
+      .ps`ConvertTo-Json -Compress @(Get-VMSwitch -SwitchType External | Select-Object Name, AllowManagementOS)`)
+      .stdout,
+  )
+  assert.deepEqual(again, { Name: '桥接', AllowManagementOS: true })
+  const { stdout } = await host
+    .ps`[string](Get-VMNetworkAdapterVlan -ManagementOS -VMNetworkAdapterName 桥接).AccessVlanId`
+  assert.equal(stdout.trim(), '20')
+  await undoCreateSwitch(made, host.ps, { guard: true })
+  assert.ok(!(await switches()).some((name) => name.startsWith('桥接')))
+})
+
 test('puts a switch back that cannot be moved whole', async () => {
   await plugIn()
   await createSwitch({ ...onWifi, guard: false }, host.ps)
