@@ -57,6 +57,9 @@ export interface Nat {
  * Windows' container service keeps for Docker and WSL while they do not run. Refuses a second address,
  * and a second NAT, which leaves both undefined (same page); a NAT whose network holds this one is used
  * as it is. Another's NAT is never removed.
+ *
+ * It needs no guard (see guard.ts): it takes internal switches only, which no way out of the host goes
+ * through, and refuses every network that overlaps with one that the host reaches.
  */
 export async function setStaticIp(
   { switch: name, hostIp, nat, dryRun = false }: SetStaticIpOptions,
