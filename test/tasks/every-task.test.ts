@@ -96,6 +96,7 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
       ['prepare-guest', '--vm', 'demo', '--user', 'Administrator'],
       ['convert-disk', '--from', vdi, '--to', disk],
       ['check-host', '--vm', 'demo', '--internal', 'Static-NAT', '--host-ip', '192.168.56.1/24'],
+      ['enable-hyperv'],
       ['place-disk', '--from', disk, '--to', join(dir, 'placed', 'demo.vhdx')],
       ['create-switch', '--switch', '桥接', '--type', 'external', '--adapter', 'Wi-Fi'],
       ['toggle-share', 'off', '--switch', '桥接'],
