@@ -259,12 +259,16 @@ async function make(
       $all = @(Get-VMSwitch)
       # the guard began before there was an id, and when no switch had the name; one that it made again has another
       $vSwitch = $all | Where-Object { [string]$_.Id -eq $result.id } | Select-Object -First 1
+      $again = "vbox-to-hyperv made it again, for $($result.id)"
       if (-not $vSwitch -and -not $before.exists) {
-        $vSwitch = $all | Where-Object { [string]$_.SwitchType -eq $result.type -and $_.Name.Equals($result.switch, 'OrdinalIgnoreCase') -and ($result.type -ne 'external' -or -not $result.id -or (under $_).InterfaceDescription -eq $result.adapter) } | Select-Object -First 1
+        $vSwitch = $all | Where-Object { if ($result.id) { $_.Notes -eq $again } else { [string]$_.SwitchType -eq $result.type -and $_.Name.Equals($result.switch, 'OrdinalIgnoreCase') } } | Select-Object -First 1
       }
       if ($redo) {
         if (-not $before.exists) {
-          if (-not $vSwitch) { $vSwitch = New-VMSwitch -Name $result.switch -NetAdapterInterfaceDescription $result.adapter -AllowManagementOS $result.shared }
+          if (-not $vSwitch) {
+            $vSwitch = New-VMSwitch -Name $result.switch -NetAdapterInterfaceDescription $result.adapter -AllowManagementOS $result.shared
+            Set-VMSwitch -VMSwitch $vSwitch -Notes $again
+          }
         } elseif ($before.adapter -and (under $vSwitch).InterfaceDescription -ne $result.adapter) { Set-VMSwitch -VMSwitch $vSwitch -NetAdapterInterfaceDescription $result.adapter -AllowManagementOS $result.shared }
         elseif ([bool]$vSwitch.AllowManagementOS -ne $result.shared) { Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $result.shared }
         if ($result.shared) {

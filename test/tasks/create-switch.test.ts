@@ -484,6 +484,22 @@ test('takes an undo back that cuts the host off, and undoes what it made again',
   assert.ok(!(await switches()).some((name) => name.startsWith('桥接')))
 })
 
+test('undo leaves alone what somebody else made under the name since', async () => {
+  for (const options of [{ ...onWifi, guard: false }, { switch: 'x', type: 'internal' }] as const) {
+    const made = await createSwitch(options, host.ps)
+    const { switch: name, type } = options
+    await given`
+      $name = ${name}
+      $type = ${type}
+      Get-VMSwitch -Name $name | Remove-VMSwitch -Force
+      if ($type -eq 'internal') { $null = New-VMSwitch -Name $name -SwitchType Internal }
+      else { $null = New-VMSwitch -Name $name -NetAdapterName Wi-Fi -AllowManagementOS $true }`
+    const text = await host.text()
+    await undoCreateSwitch(made, host.ps)
+    assert.equal(await host.text(), text)
+  }
+})
+
 test('puts a switch back that cannot be moved whole', async () => {
   await plugIn()
   await createSwitch({ ...onWifi, guard: false }, host.ps)
