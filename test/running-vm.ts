@@ -43,6 +43,9 @@ fail() { echo "VBoxManage: error: $1" >&2; exit 1; }
 printf '%s\\n' "$*" >> "$VM/log"
 id=00000000-0000-4000-8000-000000000001
 case "$1" in
+  list)
+    [ "$2" = vms ] || fail "syntax: $*"
+    printf '"%s" {%s}\\n' "$(cat "$VM/name")" "$id" ;;
   showvminfo)
     [ "$2 $3" = '--machinereadable --' ] || fail "syntax: $*"
     [ "$4" = "$(cat "$VM/name")" ] || [ "$4" = "$id" ] || fail "Could not find a registered machine named '$4'"

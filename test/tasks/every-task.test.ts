@@ -94,6 +94,8 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
     const commands = [
       ['inspect-vm', ova],
       ['prepare-guest', '--vm', 'demo', '--user', 'Administrator'],
+      // what it does without --dry-run takes a VirtualBox
+      ['export-vm', '--vm', 'demo', '--to', join(dir, 'export.ova'), '--dry-run'],
       ['convert-disk', '--from', vdi, '--to', disk],
       ['check-host', '--vm', 'demo', '--internal', 'Static-NAT', '--host-ip', '192.168.56.1/24'],
       ['enable-hyperv'],
@@ -111,6 +113,7 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
     ]
     deepEqual(tasks.filter((task) => !commands.some(([name]) => `${name}.ts` === task)), [])
     for (const [task = '', ...args] of commands) {
+      if (task === 'export-vm') await fs.writeFile(join(dir, 'state'), 'poweroff')
       const alone = join(dir, `alone-${task}`)
       for (
         const name of [
