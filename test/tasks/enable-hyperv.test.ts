@@ -124,7 +124,10 @@ test('says that the hypervisor of a Hyper-V that is on does not run', async ({ h
 test('pain 22: says to prepare and shut down the VMs of VirtualBox before the restart, and what it does to them', async ({ host }) => {
   const { notes } = await enableHyperV({ dryRun: true }, host.ps)
   match(notes[0] ?? '', /^Before Windows restarts: prepare the guest .* and shut it down$/)
-  match(notes[1] ?? '', /^After the restart VirtualBox runs its VMs .*the turtle .*disks are read as before/)
+  match(
+    notes[1] ?? '',
+    /^After the restart VirtualBox runs its VMs .*the turtle .*disks are read as before/,
+  )
   match(notes[2] ?? '', /^Restart Windows when it suits/)
   await host.change((state) => state.processes = ['VirtualBoxVM.exe', 'VBoxHeadless.exe', 'x.exe'])
   const [first] = (await enableHyperV({ dryRun: true }, host.ps)).notes
