@@ -11,7 +11,9 @@ import { attachAdapter, undoAttachAdapter } from '../../tasks/attach-adapter.ts'
 import { checkHost } from '../../tasks/check-host.ts'
 import { createSwitch, undoCreateSwitch } from '../../tasks/create-switch.ts'
 import { createVm, undoCreateVm } from '../../tasks/create-vm.ts'
+import { enableHyperV, undoEnableHyperV } from '../../tasks/enable-hyperv.ts'
 import { enableNested, undoEnableNested } from '../../tasks/enable-nested.ts'
+import { importVm, undoImportVm } from '../../tasks/import-vm.ts'
 import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
 import { setGuestIp, undoSetGuestIp } from '../../tasks/set-guest-ip.ts'
 import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
@@ -110,6 +112,7 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
       ['show-network', '--format', 'json'],
       ['start-vm', '--vm', 'demo'],
       ['set-guest-ip', '--vm', 'demo', '--guest-ip', '192.168.56.191'],
+      ['import-vm', '--from', await exportOne(host, dir)],
     ]
     deepEqual(tasks.filter((task) => !commands.some(([name]) => `${name}.ts` === task)), [])
     for (const [task = '', ...args] of commands) {
@@ -179,6 +182,15 @@ test('leaves the host as it was on a dry run, and its scripts have no syntax tha
   )
   await readNetwork(noted('readNetwork'))
   deepEqual(JSON.parse(await host.text()), seed)
+  const { features } = seed
+  const hyperV = { changed: true, windows: 'client', restartNeeded: true, resume: null } as const
+  await enableHyperV({ dryRun: true }, noted(enableHyperV.name))
+  await undoEnableHyperV(
+    { ...hyperV, notes: [], before: { features: [], launchType: null, waited: true } },
+    noted(undoEnableHyperV.name),
+  )
+  deepEqual((await host.state()).features, features)
+  await job(importVm, { from: await exportOne(host, dir) }, undoImportVm)
   await job(placeDisk, { from: disk, to: placed }, undoPlaceDisk)
   await job(
     createSwitch,
@@ -208,6 +220,16 @@ test('leaves the host as it was on a dry run, and its scripts have no syntax tha
 })
 
 jobs.run()
+
+/** A folder that Hyper-V exported, of a VM that is gone. */
+async function exportOne(host: SimulatedHost, dir: string): Promise<string> {
+  await host.ps`
+    $to = ${dir}
+    $vm = New-VM -Name 'exported' -NoVHD
+    Export-VM -VM $vm -Path $to
+    Remove-VM -VM $vm -Force`
+  return join(dir, 'exported')
+}
 
 function run(
   program: string,
