@@ -395,14 +395,24 @@ export async function checkHost(
       if ($null -eq $adapter -and $outer.Count -eq 0 -and $hyperV) {
         $refusals += "Cannot make the switch ""$external"": it needs a network adapter, one of $list. Run again with: --adapter"
       }
-      function descriptions($vSwitch) { @($vSwitch.NetAdapterInterfaceDescriptions) + $vSwitch.NetAdapterInterfaceDescription | Where-Object { $_ } }
+      # as Windows says them: Hyper-V may number adapters of one make otherwise (dsccommunity/HyperVDsc#217), and
+      # an old one says no GUIDs (microsoft/SDN#337)
+      function descriptions($vSwitch) {
+        $ids = @($vSwitch.NetAdapterInterfaceGuid | Where-Object { $_ } | ForEach-Object { '{' + [string]$_ + '}' })
+        $known = @($cards | Where-Object { [string]$_.InterfaceGuid -in $ids } | ForEach-Object { [string]$_.InterfaceDescription })
+        if ($known.Count -eq 0) { $known = @(@($vSwitch.NetAdapterInterfaceDescriptions) + $vSwitch.NetAdapterInterfaceDescription | Where-Object { $_ }) }
+        $known
+      }
       if ($outer.Count -eq 1) {
         $vSwitch = $outer[0]
         if ([string]$vSwitch.SwitchType -ne 'External') {
           $refusals += "Cannot use the switch ""$external"" for the network outside: there is one of that name that is $($vSwitch.SwitchType). Choose another name, or run: Get-VMSwitch -Id $($vSwitch.Id) | Rename-VMSwitch -NewName <another name>"
         } else {
           $moves = $wanted.Count -eq 1 -and @(descriptions $vSwitch | Where-Object { $_ -in $wanted[0].same }).Count -eq 0
-          if ($moves) { $notes += "The switch ""$external"" moves from the adapter ""$($vSwitch.NetAdapterInterfaceDescription)"" to ""$($wanted[0].name)"", with all VMs on it" }
+          if ($moves -and $vSwitch.EmbeddedTeamingEnabled) {
+            $refusals += "Cannot move the switch ""$external"" to ""$($wanted[0].name)"": it is on a team of adapters. Choose another name, or run: Set-VMSwitchTeam -Name $(quoted $vSwitch.Name) -NetAdapterName $(quoted $wanted[0].name)"
+            $moves = $false
+          } elseif ($moves) { $notes += "The switch ""$external"" moves from the adapter ""$($vSwitch.NetAdapterInterfaceDescription)"" to ""$($wanted[0].name)"", with all VMs on it" }
           else { $notes += "The switch ""$external"" is there already" }
           if ($null -ne $share -and [bool]$vSwitch.AllowManagementOS -ne $share) { $notes += "Whether the switch ""$external"" is shared with the host changes" }
         }

@@ -78,8 +78,9 @@ export interface HostNetwork {
  * `vEthernet (...)`, or are gone while the switch is not shared. DNS servers have been lost on the
  * way (MicrosoftDocs/Virtualization-Documentation#1960), so what was set by hand is put back where
  * it did not arrive, and a private network is private again. On Wi-Fi large send offload is turned off,
- * by which uploads crawl there (microsoft/Windows-Containers#218). When making the switch fails, it is removed again. An external switch is made,
- * shared and taken from the host under the guard (see guard.ts).
+ * by which uploads crawl there (microsoft/Windows-Containers#218).
+ * When making the switch fails, it is removed again. An external switch is made, shared and taken from
+ * the host under the guard (see guard.ts).
  */
 export async function createSwitch(
   { switch: name, type, adapter, share, vlan, dryRun = false, ...guard }: CreateSwitchOptions,
@@ -236,10 +237,19 @@ async function make(
       }
     }
     function wireless($card) { [string]$card.PhysicalMediaType -eq 'Native 802.11' -or $card.NdisPhysicalMedium -eq 9 }
+    # the adapters a switch is on: Hyper-V may number those of one make otherwise than Windows does in their
+    # descriptions (dsccommunity/HyperVDsc#217), and an old one says no GUIDs (microsoft/SDN#337)
+    function tops($vSwitch, $all) {
+      $ids = @($vSwitch.NetAdapterInterfaceGuid | Where-Object { $_ } | ForEach-Object { '{' + [string]$_ + '}' })
+      $names = @($vSwitch.NetAdapterInterfaceDescriptions) + $vSwitch.NetAdapterInterfaceDescription
+      $known = @($all | Where-Object { [string]$_.InterfaceGuid -in $ids })
+      if ($known.Count -eq 0) { $known = @($all | Where-Object { $_.InterfaceDescription -in $names }) }
+      $known
+    }
     # the network adapter of Windows under a switch; on Wi-Fi a bridge stands between, with the adapter's MAC address
     function under($vSwitch) {
       $all = @(Get-NetAdapter | Where-Object { $_.ComponentID -ne 'vms_mp' })
-      $top = $all | Where-Object { $_.InterfaceDescription -eq $vSwitch.NetAdapterInterfaceDescription } | Select-Object -First 1
+      $top = tops $vSwitch $all | Select-Object -First 1
       $below = $all | Where-Object { $top -and $_.HardwareInterface -and $_.MacAddress -eq $top.MacAddress } | Select-Object -First 1
       if ($below) { $below } else { $top }
     }
@@ -329,6 +339,7 @@ async function make(
 
     $notes = @()
     $card = $null
+    $cards = @()
     $bindings = @()
     $same = @()
     # with auto a switch stays where it is
@@ -363,7 +374,7 @@ async function make(
       }
       $same = @($cards | Where-Object { $_.InterfaceIndex -eq $card.InterfaceIndex -or ($card.MacAddress -and $_.MacAddress -eq $card.MacAddress) } | ForEach-Object { [string]$_.InterfaceDescription })
     }
-    function onCard($vSwitch) { @($vSwitch.NetAdapterInterfaceDescriptions) + $vSwitch.NetAdapterInterfaceDescription | Where-Object { $_ -in $same } }
+    function onCard($vSwitch) { tops $vSwitch $cards | Where-Object { $_.InterfaceDescription -in $same } }
     $moves = [bool]($vSwitch -and $card -and -not (onCard $vSwitch))
     if ($moves -and $vSwitch.EmbeddedTeamingEnabled) {
       throw "Cannot move the switch ""$name"" to ""$($card.Name)"": it is on a team of adapters. Choose another name, or run: Set-VMSwitchTeam -Name $(quoted $vSwitch.Name) -NetAdapterName $(quoted $card.Name)"

@@ -417,6 +417,23 @@ test('says that a switch moves to another adapter, with its VMs', async () => {
   )
 })
 
+test('knows the adapter of a switch by its GUID, and leaves a team of adapters as it is', async () => {
+  await given`
+    $null = New-VMSwitch -Name x -NetAdapterName Ethernet -AllowManagementOS $true`
+  await host.change((state) => state.adapters[1].hyperVDescription = 'Realtek PCIe #39')
+  const there = await check({ external: 'x', adapter: 'Ethernet' })
+  assert.deepEqual([there.refusals, there.notes], [[], ['The switch "x" is there already']])
+  await host.change((state) => {
+    const one = state.switches.find(({ name }: { name: string }) => name === 'x')
+    one.team = [one.adapter, one.adapter]
+  })
+  const { refusals } = await check({ external: 'x', adapter: 'Wi-Fi' })
+  assert.deepEqual(refusals, [
+    'Cannot move the switch "x" to "Wi-Fi": it is on a team of adapters. Choose another name, or ' +
+    "run: Set-VMSwitchTeam -Name 'x' -NetAdapterName 'Wi-Fi'",
+  ])
+})
+
 test('refuses an adapter that is turned off, before anything is made', async () => {
   await host.change((state) => state.adapters[1].status = 'Disabled')
   const { refusals } = await check({ ...plan, adapter: 'Ethernet' })

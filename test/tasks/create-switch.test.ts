@@ -118,7 +118,7 @@ test('takes a switch back that was made, by its name, when nobody confirms it', 
   assert.deepEqual(after, before)
 })
 
-test('without the guard it cuts off nobody who is connected by this adapter alone', async () => {
+test('pain 18: without the guard it cuts off nobody who is connected by this adapter alone', async () => {
   await host.change((state) =>
     state.connections = [{ local: '10.20.30.40:22', remote: '10.20.9.9:50123' }]
   )
@@ -358,7 +358,7 @@ const refusals: [string, string, CreateSwitchOptions, RegExp | string][] = [
     /^Cannot take the switch "x": 2 switches have that name: [\da-f-]{36}, [\da-f-]{36}\. Run: /,
   ],
   [
-    'the Default Switch',
+    'pain 20: the Default Switch',
     '',
     { switch: 'Default Switch', type: 'internal' },
     'Cannot take the switch "Default Switch": it is the Default Switch, which Windows changes by ' +
@@ -366,7 +366,7 @@ const refusals: [string, string, CreateSwitchOptions, RegExp | string][] = [
   ],
 ]
 for (const [what, prepare, options, message] of refusals) {
-  test(`refuses ${what}`, async () => {
+  test(what.startsWith('pain') ? what.replace(': ', ': refuses ') : `refuses ${what}`, async () => {
     if (prepare) {
       await given`
         $script = ${prepare}
@@ -516,6 +516,51 @@ test('puts a switch back that cannot be moved whole', async () => {
       .stdout,
   )
   assert.equal(InterfaceAlias, 'Ethernet')
+})
+
+test('knows the adapter of a switch by its GUID, as Hyper-V may call it otherwise', async () => {
+  const { id } = await createSwitch({ ...onWifi, adapter: 'Ethernet', guard: false }, host.ps)
+  await adapter({ name: 'Ethernet 2', description: `${wired.description} #2` })
+  await host.change((state) => state.adapters[1].hyperVDescription = `${wired.description} #2`)
+  const text = await host.text()
+  const again = await createSwitch({ ...onWifi, adapter: 'Ethernet' }, host.ps)
+  assert.deepEqual([again.changed, again.id], [false, id])
+  const other = { ...onWifi, switch: 'other', dryRun: true }
+  await assert.rejects(
+    createSwitch({ ...other, adapter: 'Ethernet' }, host.ps),
+    /the switch "桥接" has that adapter/,
+  )
+  assert.equal((await createSwitch({ ...other, adapter: 'Ethernet 2' }, host.ps)).changed, true)
+  assert.equal(
+    (await createSwitch({ ...onWifi, adapter: '99', dryRun: true }, host.ps)).changed,
+    true,
+  )
+  assert.equal(await host.text(), text)
+})
+
+test('knows the adapter of a switch by its description on a Windows that says no GUID', async () => {
+  await host.change((state) => state.host.noAdapterGuids = true)
+  await createSwitch({ ...onWifi, guard: false }, host.ps)
+  assert.equal((await createSwitch(onWifi, host.ps)).changed, false)
+})
+
+test('takes a switch on a team of adapters with any of them, and moves it to no other', async () => {
+  await createSwitch({ ...onWifi, adapter: 'Ethernet', guard: false }, host.ps)
+  await adapter({ name: 'Ethernet 2', description: 'Another make' })
+  await host.change((state) => {
+    const one = state.switches.find(({ name }: { name: string }) => name === '桥接')
+    one.team = [one.adapter, '00000000-0000-4000-8000-000000000099']
+  })
+  const text = await host.text()
+  for (const name of ['Ethernet', 'Ethernet 2']) {
+    assert.equal((await createSwitch({ ...onWifi, adapter: name }, host.ps)).changed, false)
+  }
+  await assert.rejects(createSwitch(onWifi, host.ps), {
+    message:
+      'Cannot move the switch "桥接" to "Wi-Fi": it is on a team of adapters. Choose another ' +
+      "name, or run: Set-VMSwitchTeam -Name '桥接' -NetAdapterName 'Wi-Fi'",
+  })
+  assert.equal(await host.text(), text)
 })
 
 test('takes an adapter by its index', async () => {
