@@ -10,6 +10,7 @@ import { runTask } from '../run-task.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 
 const TASK = 'vbox-to-hyperv-resume'
+const SERVER = join(import.meta.dirname as string, '..', '..', 'fixtures', 'hyper-v', 'server.json')
 const enabling = suite<{ host: SimulatedHost; seed: object }>('enableHyperV')
 const test = needs(enabling, 'pwsh')
 
@@ -273,19 +274,8 @@ test('is a command that ends with 3010, or 1 where exit codes end at 255', async
   deepEqual([restartNeeded, resume], [true, TASK])
 })
 
-enabling.run()
-
-const servers = suite<{ host: SimulatedHost; seed: object }>('enableHyperV on Windows Server')
-const onServer = needs(servers, 'pwsh')
-
-servers.before(async (context) => {
-  context.host = await simulatedHost('server')
-  context.seed = await context.host.state()
-})
-servers.after(({ host }) => host.close())
-
-onServer('installs the role with its tools, and takes them back', async ({ host, seed }) => {
-  await off(host, seed)
+test('installs the role of a server with its tools, and takes them back', async ({ host }) => {
+  await off(host, await fs.readJson(SERVER))
   const before = await host.state()
   const dry = await host.text()
   equal((await enableHyperV({ dryRun: true }, host.ps)).changed, true)
@@ -304,9 +294,10 @@ onServer('installs the role with its tools, and takes them back', async ({ host,
   deepEqual(await host.state(), before)
 })
 
-onServer('needs no restart for the module alone', async ({ host, seed }) => {
+test('needs no restart on a server for the module alone', async ({ host }) => {
+  const server = await fs.readJson(SERVER)
   await host.change((state) => {
-    Object.assign(state, structuredClone(seed))
+    Object.assign(state, server)
     state.features['Microsoft-Hyper-V-Management-PowerShell'] = 'Disabled'
   })
   const result = await enableHyperV({}, host.ps)
@@ -314,7 +305,7 @@ onServer('needs no restart for the module alone', async ({ host, seed }) => {
   deepEqual(await undoEnableHyperV(result, host.ps), { changed: true, restartNeeded: false })
 })
 
-servers.run()
+enabling.run()
 
 /** A computer that can run Hyper-V, and on which it is off. */
 async function off(host: SimulatedHost, seed: object): Promise<void> {
