@@ -68,6 +68,8 @@ export async function importVm(
     }
     function same($one, $other) { $bars = '/', [char]92; ([string]$one).TrimEnd($bars).Equals(([string]$other).TrimEnd($bars), 'OrdinalIgnoreCase') }
 
+    function quoted($paths) { @($paths | ForEach-Object { '"' + $_ + '"' }) -join ', ' }
+
     # checkpoints have files of the same kind, in a folder of their own
     $source = fullPath $from
     $files = @()
@@ -148,14 +150,14 @@ export async function importVm(
       } elseif ($kind -eq 'HardDiskDrive') { $lost += [string]$one.Source.Path }
       elseif (-not ($kind -eq 'VMProcessor' -and $fewer -lt $cpus) -and -not ($kind -eq 'VMMemory' -and $less -lt $memory)) { $other += "$(([string]$one.Message).Trim()) ($($one.MessageId))" }
     }
-    if ($lost.Count -gt 0) { throw "$cannot of its disks these are not there: $(@($lost | ForEach-Object { '""' + $_ + '""' }) -join ', '). Bring them into ""$([IO.Path]::Combine($root, 'Virtual Hard Disks'))"", or export again" }
+    if ($lost.Count -gt 0) { throw "$cannot of its disks these are not there: $(quoted $lost). Bring them into ""$([IO.Path]::Combine($root, 'Virtual Hard Disks'))"", or export again" }
     # a limit that was passed may be reported of the VM as a whole, so it is mended first, and asked again
     if ($other.Count -gt 0 -and ($dryRun -or $fewer -eq $cpus -and $less -eq $memory)) { throw "$cannot this host cannot run it: $($other -join '; '). Mend it where it was exported, and export again" }
     $disks = @(Get-VMHardDiskDrive -VM $vm | ForEach-Object { [string]$_.Path })
     $existed = $null -ne $folder -and [IO.Directory]::Exists($folder)
     if ($null -ne $folder) {
       $clash = @($disks | ForEach-Object { [IO.Path]::Combine($vhds, [IO.Path]::GetFileName($_)) } | Where-Object { [IO.File]::Exists($_) })
-      if ($clash.Count -gt 0) { throw "$cannot there is already ""$($clash -join '"", ""')"". Name another folder: --copy-to" }
+      if ($clash.Count -gt 0) { throw "$cannot there is already $(quoted $clash). Name another folder: --copy-to" }
       $needed = [long]0
       foreach ($disk in $disks) { if ([IO.File]::Exists($disk)) { $needed += (New-Object IO.FileInfo $disk).Length } }
       $drive = [IO.Path]::GetPathRoot($folder)
