@@ -138,6 +138,18 @@ plans(
   },
 )
 
+plans('leaves it to the host which adapter an index or auto means', () => {
+  for (const adapter of ['auto', '7']) {
+    const { plan } = makePlan(vm({}), [disk({})], { external: '桥接', adapter }, bundle)
+    const asked = plan.steps.flatMap((step) =>
+      step.task === 'check-host' || (step.task === 'create-switch' && step.options.adapter)
+        ? [[step.task, step.options.adapter]]
+        : []
+    )
+    deepEqual(asked, [['check-host', adapter], ['create-switch', adapter]])
+  }
+})
+
 plans('leaves an adapter unconnected where its network is not asked for, and says so', () => {
   const { plan } = makePlan(vm({}), [disk({})], {}, bundle)
   const bridged = plan.steps.find(({ id }) => id === 'attach-adapter-2')
