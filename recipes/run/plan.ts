@@ -235,7 +235,7 @@ export function makePlan(
       title: `Make the external switch "${wishes.external}"${
         wishes.adapter === undefined ? '' : ` on "${wishes.adapter}"`
       }, ${share ? '' : 'not '}shared with the host`,
-      undo: `remove the switch "${wishes.external}" if this made it, else share it as before`,
+      undo: `remove the switch "${wishes.external}" if this made it, else put it back as it was`,
       options: {
         switch: wishes.external,
         type: 'external',
