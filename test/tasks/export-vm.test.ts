@@ -1,9 +1,10 @@
 import fs from 'fs-extra'
 import { deepEqual, equal, match, ok, rejects } from 'node:assert/strict'
-import { execFile } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import process from 'node:process'
+import { setTimeout as wait } from 'node:timers/promises'
 import { suite } from 'uvu'
 import { vboxManage } from '../../fixtures/inspect-vm/make.ts'
 import { exportVm, undoExportVm } from '../../tasks/export-vm.ts'
@@ -238,6 +239,32 @@ unix('says how VBoxManage failed, and leaves nothing', async ({ dir, program }) 
   await tell('exit 2')
   await rejects(exportVm({ vm: 'web', to }), /VBoxManage ended with 2\. See /)
   deepEqual(await fs.readdir(dir), ['VBoxManage'])
+})
+
+unix('leaves nothing when Ctrl-C ends the command', async ({ dir, program }) => {
+  // as VBoxManage does, it ends at the signal; a shell waits for its child first
+  const script = 'trap "exit 1" INT; echo half > "$4"; echo 10% >&2; while :; do sleep 0.1; done'
+  await fake(program, 'poweroff', script)
+  const folder = join(dir, 'out')
+  await fs.ensureDir(folder)
+  const task = join(import.meta.dirname as string, '..', '..', 'tasks', 'export-vm.ts')
+  const runtime = 'Deno' in globalThis ? ['run', '-A'] : []
+  const args = [...runtime, task, '--vm', 'web', '--to', join(folder, 'web.ova')]
+  const child = spawn(process.execPath, args, { env: { ...process.env, FORCE_COLOR: '0' } })
+  let said = ''
+  child.stderr.setEncoding('utf8').on('data', (text: string) => said += text)
+  const ended = new Promise((resolve) => child.once('close', resolve))
+  const begun = async () => {
+    const [own] = await fs.readdir(folder)
+    return own !== undefined && (await fs.readdir(join(folder, own))).length > 0
+  }
+  for (let n = 0; n < 300 && !await begun(); n++) await wait(100)
+  ok(await begun(), said)
+  // a child that Deno's own kill has stopped has no exit code there
+  process.kill(child.pid as number, 'SIGINT')
+  equal(await ended, 1)
+  equal(said, 'Stopped. Nothing was left behind\n')
+  deepEqual(await fs.readdir(folder), [])
 })
 
 faked('refuses what is no name of an OVA, or no VM', async ({ dir }) => {
