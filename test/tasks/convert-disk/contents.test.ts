@@ -8,6 +8,7 @@ import { promisify } from 'node:util'
 import { suite } from 'uvu'
 import type { Volume } from '../../../tasks/convert-disk/contents.ts'
 import { inspectDisk } from '../../../tasks/convert-disk.ts'
+import { ends } from '../../ends.ts'
 import { needs } from '../../needs.ts'
 import { gptDisk, MB, random, vdi } from './images.ts'
 
@@ -171,10 +172,8 @@ ntfs(
       const place = () => from + Math.floor(next() * (n % 3 === 0 ? 60 : 40 * 1024))
       const changes = Array.from({ length: 1 + n % 8 }, place)
       for (const at of changes) await fs.write(disk, Buffer.of(next() * 256), 0, 1, at)
-      const began = Date.now()
-      const [volume] = await inside(file)
+      const [volume] = await ends(() => inside(file))
       if (volume?.damaged) damaged++
-      ok(Date.now() - began < 2000, `case ${n}`)
       for (const at of changes) await fs.write(disk, whole, at, 1, at)
     }
     await fs.close(disk)
