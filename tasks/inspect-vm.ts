@@ -417,9 +417,6 @@ function describeMachine(machine: Node, file: string, kind: 'vbox' | 'ovf' | 'ov
   if (attribute(platform, 'architecture')?.toLowerCase() === 'arm') {
     warnings.push('Its processor is ARM: only a Hyper-V host on ARM runs it')
   }
-  for (const { slot, forwards } of nics) {
-    warn(`Port forwards of adapter ${slot + 1} do`, forwards.map(describeForward))
-  }
   const folders = list(child(hw, 'SharedFolders'), 'SharedFolder')
   warn('Shared folders do', folders.map((one) => attribute(one, 'name')))
   // before 5.0 (settings 1.15) the filters were in the controller
@@ -487,10 +484,6 @@ function describeNic(adapter: Node, file: string): Nic {
       guestPort: whole(file, rule, 'guestport', 0),
     })),
   }
-}
-
-function describeForward({ name, protocol, hostIp, hostPort, guestIp, guestPort }: Forward) {
-  return `${name} (${protocol} ${hostIp || '*'}:${hostPort} to ${guestIp || '*'}:${guestPort})`
 }
 
 const CONTROLLERS: Record<string, Controller['type']> = {

@@ -5,7 +5,7 @@ import { basename, join } from 'node:path'
 import type { CheckHostResult } from '../../tasks/check-host.ts'
 import type { DiskDescription } from '../../tasks/convert-disk.ts'
 import type { GuardOptions } from '../../tasks/guard.ts'
-import type { VmDescription } from '../../tasks/inspect-vm.ts'
+import type { Forward, VmDescription } from '../../tasks/inspect-vm.ts'
 import { checkGuest, guestOn } from './guest.ts'
 import { joinHost } from './host.ts'
 import type { Call, StepResult } from './steps.ts'
@@ -162,8 +162,9 @@ export function makePlan(
   const places = storage ? files.map((file) => joinHost(storage, file)) : converted
   const adapters = chooseAdapters(vm, wishes, target)
   const guest = checkGuest(vm, disks, generation, wishes)
+  const ports = chooseForwards(vm, wishes)
   refusals.push(...guest.refusals)
-  notes.push(...adapters.notes, ...guest.notes)
+  notes.push(...adapters.notes, ...ports.notes, ...guest.notes)
 
   add({
     id: 'check-host',
@@ -264,6 +265,19 @@ export function makePlan(
         title: `Give the host ${address} on "${wishes.internal}"${wishes.nat ? ', with NAT' : ''}`,
         undo: `remove ${address}${wishes.nat ? ' and its NAT' : ''} if this made it`,
         options: { switch: wishes.internal, hostIp: wishes.hostIp, ...pick(wishes, 'nat') },
+      })
+      ports.wanted.forEach(({ name, ...options }, index) => {
+        const { port, protocol, guestIp, guestPort } = options
+        add({
+          id: `forward-port-${index + 1}`,
+          task: 'forward-port',
+          where: 'host',
+          needs: ['set-static-ip'],
+          title:
+            `Forward port ${port} (${protocol}) of the host to ${guestIp}:${guestPort}, "${name}"`,
+          undo: `remove that forward if this made it`,
+          options,
+        })
       })
     }
   }
@@ -597,6 +611,52 @@ function chooseAdapters(vm: VmDescription, wishes: Wishes, target: Target) {
     const [a = Infinity, b = Infinity] = [slots.get(one.name), slots.get(other.name)]
     return a === b ? 0 : a - b
   })
+  return { wanted, notes }
+}
+
+/** What the port forwards of VirtualBox's NAT become: mappings of the host's NAT, where it has the guest's address. */
+function chooseForwards(vm: VmDescription, { nat, guestIp }: Wishes) {
+  const wanted: {
+    name: string
+    port: number
+    protocol: Forward['protocol']
+    guestIp: string
+    guestPort: number
+  }[] = []
+  const notes: string[] = []
+  for (const { slot, forwards } of vm.nics) {
+    const left: string[] = []
+    for (const forward of forwards) {
+      const { name, protocol, hostIp, hostPort: port, guestPort } = forward
+      const inside = guestIp === undefined
+        ? `its address, port ${guestPort}`
+        : `${guestIp}:${guestPort}`
+      if (/^127\.|^::1$/.test(hostIp)) {
+        notes.push(
+          `The port forward "${name}" (${protocol} ${hostIp}:${port}) was for the host alone, which ` +
+            `reaches the guest by ${inside} now`,
+        )
+      } else if (!nat || guestIp === undefined) {
+        left.push(`"${name}" (${protocol} ${hostIp || '*'}:${port} to port ${guestPort})`)
+      } else if (!wanted.some((other) => other.port === port && other.protocol === protocol)) {
+        wanted.push({ name, port, protocol, guestIp, guestPort })
+        const all = hostIp === ''
+          ? ''
+          : ` It was for ${hostIp}, and is for all addresses of the host now.`
+        notes.push(
+          `Port ${port} of the host leads others to the guest; the host itself reaches it by ${inside}.${all}`,
+        )
+      }
+    }
+    if (left.length > 0) {
+      notes.push(
+        `Port forwards of adapter ${slot + 1} do not come along: ${
+          left.join(', ')
+        }. To have them, run ` +
+          'again with --internal NAME --host-ip 192.168.56.1/24 --nat --guest-ip 192.168.56.191',
+      )
+    }
+  }
   return { wanted, notes }
 }
 

@@ -5,6 +5,7 @@ import { convertDisk, undoConvertDisk } from '../../tasks/convert-disk.ts'
 import { createSwitch, undoCreateSwitch } from '../../tasks/create-switch.ts'
 import { createVm, undoCreateVm } from '../../tasks/create-vm.ts'
 import { enableNested, undoEnableNested } from '../../tasks/enable-nested.ts'
+import { forwardPort, undoForwardPort } from '../../tasks/forward-port.ts'
 import type { GuardOptions } from '../../tasks/guard.ts'
 import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
 import { type GuestCredential, setGuestIp, undoSetGuestIp } from '../../tasks/set-guest-ip.ts'
@@ -73,6 +74,10 @@ export const tasks = {
   'set-static-ip': task({
     run: (options: Parameters<typeof setStaticIp>[0], { ps }) => setStaticIp(options, ps),
     undo: (result, { ps }) => undoSetStaticIp(result, ps),
+  }),
+  'forward-port': task({
+    run: (options: Parameters<typeof forwardPort>[0], { ps }) => forwardPort(options, ps),
+    undo: (result, { ps }) => undoForwardPort(result, ps),
   }),
   'create-vm': task({
     run: (options: Parameters<typeof createVm>[0], { ps }) => createVm(options, ps),

@@ -16,6 +16,7 @@ import { enableNested, undoEnableNested } from '../../tasks/enable-nested.ts'
 import { importVm, undoImportVm } from '../../tasks/import-vm.ts'
 import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
 import { setGuestIp, undoSetGuestIp } from '../../tasks/set-guest-ip.ts'
+import { forwardPort, undoForwardPort } from '../../tasks/forward-port.ts'
 import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
 import { readNetwork } from '../../tasks/show-network.ts'
 import { startVm, undoStartVm } from '../../tasks/start-vm.ts'
@@ -106,6 +107,7 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
       ['toggle-share', 'off', '--switch', '桥接'],
       ['create-switch', '--switch', 'Static-NAT', '--type', 'internal'],
       ['set-static-ip', '--switch', 'Static-NAT', '--host-ip', '192.168.56.1/24', '--nat'],
+      ['forward-port', '--port', '2222', '--guest-ip', '192.168.56.191', '--guest-port', '22'],
       ['create-vm', '--vm', 'demo', '--disk', disk, '--memory', '256MB'],
       ['attach-adapter', '--vm', 'demo', '--switch', 'Static-NAT', '--mac', '08:00:27:00:00:07'],
       ['enable-nested', '--vm', 'demo'],
@@ -204,6 +206,7 @@ test('leaves the host as it was on a dry run, and its scripts have no syntax tha
     { switch: 'Static-NAT', hostIp: '192.168.56.1/24', nat: true },
     undoSetStaticIp,
   )
+  await job(forwardPort, { port: 2222, guestIp: '192.168.56.191' }, undoForwardPort)
   await job(createVm, { vm: 'demo', disk: [placed] }, undoCreateVm)
   await job(attachAdapter, { vm: 'demo', switch: 'Static-NAT' }, undoAttachAdapter)
   await job(enableNested, { vm: 'demo' }, undoEnableNested)

@@ -70,8 +70,6 @@ const NICS = [
 const WARNINGS = [
   'Snapshots, other than its current state, do not come along: before "update"',
   'What its TPM holds does not come along. Have the BitLocker recovery key at hand',
-  'Port forwards of adapter 1 do not come along: dns (udp *:53 to 10.0.2.15:53), ' +
-  'ssh (tcp 127.0.0.1:2222 to *:22)',
   'Shared folders do not come along: srv',
   'USB devices do not come along: YubiKey',
   'Serial ports do not come along: COM2',

@@ -222,6 +222,40 @@ plans('converts for another machine in a folder here, and sends from there', () 
   ok(other?.task === 'convert-disk' && other.options.to !== convert.options.to)
 })
 
+plans('turns the port forwards of VirtualBox into mappings of the host’s NAT', () => {
+  const [nat, ...others] = vm({}).nics as [VmDescription['nics'][number]]
+  const forward = (name: string, hostIp: string, hostPort: number, guestPort: number) => ({
+    ...{ name, protocol: 'tcp' as const, hostIp, hostPort, guestIp: '10.0.2.15', guestPort },
+  })
+  const forwards = [
+    forward('rdp', '', 33890, 3389),
+    forward('ssh', '127.0.0.1', 2222, 22),
+    forward('web "x"; $(calc)', '192.168.1.5', 8080, 80),
+    forward('again', '10.0.0.5', 8080, 80),
+  ]
+  const described = vm({ nics: [{ ...nat, forwards }, ...others] })
+  const wishes = { internal: 'Static-NAT', hostIp: '192.168.56.1/24', nat: true }
+  const guestIp = '192.168.56.191'
+  const { plan } = makePlan(described, [disk({})], { ...wishes, guestIp }, bundle)
+  const steps = plan.steps.flatMap((step) => step.task === 'forward-port' ? [step.options] : [])
+  deepEqual(steps, [
+    { port: 33890, protocol: 'tcp', guestIp, guestPort: 3389 },
+    { port: 8080, protocol: 'tcp', guestIp, guestPort: 80 },
+  ])
+  const notes = plan.notes.join('\n')
+  match(
+    notes,
+    /"ssh" \(tcp 127\.0\.0\.1:2222\) was for the host alone, .+ 192\.168\.56\.191:22 now/,
+  )
+  match(notes, /Port 8080 .+ It was for 192\.168\.1\.5, and is for all addresses of the host now\./)
+  const without = makePlan(described, [disk({})], wishes, bundle).plan
+  equal(without.steps.some(({ task }) => task === 'forward-port'), false)
+  match(
+    without.notes.join('\n'),
+    /"rdp" \(tcp \*:33890 to port 3389\), .+ --guest-ip 192\.168\.56\.191/,
+  )
+})
+
 plans.run()
 
 function vm(some: Partial<VmDescription>): VmDescription {
