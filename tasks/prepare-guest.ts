@@ -6,6 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import process from 'node:process'
+import { setTimeout as wait } from 'node:timers/promises'
 import { which } from 'zx/core'
 import {
   command,
@@ -49,6 +50,8 @@ export interface PrepareGuestOptions extends GuestAccess {
    * alone. @default false
    */
   keepAdditions?: boolean | undefined
+  /** Shut a guest down that is ready, and wait until VirtualBox has let go of it. @default false */
+  shutDown?: boolean | undefined
 }
 
 export interface PrepareGuestResult {
@@ -106,7 +109,9 @@ export interface GuestAddresses {
  * Rejects when the guest cannot be reached or its account may not do this; nothing is changed then.
  */
 export async function prepareGuest(options: PrepareGuestOptions): Promise<PrepareGuestResult> {
-  return await tell('prepare', options)
+  const result = await tell('prepare', options)
+  if (options.shutDown && result.ready && !options.dryRun) await untilOff(options)
+  return result
 }
 
 /** Takes back what {@link prepareGuest} changed in the guest, which itself has kept what was there. */
@@ -199,7 +204,8 @@ function check({ vm, via = 'guestcontrol', user, password }: GuestAccess, cannot
 async function scriptFor(
   family: Guest['family'],
   mode: 'prepare' | 'undo',
-  { dryRun = false, suspendBitlocker = false, keepAdditions = false }: PrepareGuestOptions,
+  { dryRun = false, suspendBitlocker = false, keepAdditions = false, shutDown = false }:
+    PrepareGuestOptions,
   detached: boolean,
 ): Promise<GuestScript> {
   const name = family === 'linux' ? 'linux.sh' : 'windows.ps1'
@@ -207,14 +213,14 @@ async function scriptFor(
   // git on Windows may have written its line ends
   const text = (await fs.readFile(file, 'utf8')).replace(/\r\n/g, '\n')
   if (family === 'linux') {
-    const [dry, keep, late] = [dryRun, keepAdditions, detached].map(Number)
+    const [dry, keep, late, down] = [dryRun, keepAdditions, detached, shutDown].map(Number)
     return [
-      `mode=${mode} dry=${dry} keep_additions=${keep} detached=${late}`,
+      `mode=${mode} dry=${dry} keep_additions=${keep} detached=${late} shut_down=${down}`,
       '[ "$(id -u)" -eq 0 ] || exec sudo -n /bin/sh "$0"',
       text,
     ].join('\n')
   }
-  const pieces = ['mode', 'dryRun', 'suspendBitLocker', 'keepAdditions', 'detached']
+  const pieces = ['mode', 'dryRun', 'suspendBitLocker', 'keepAdditions', 'detached', 'shutDown']
   return [
     [...pieces.map((piece) => `\n$${piece} = `), `\n${text}`] as unknown as TemplateStringsArray,
     mode,
@@ -222,7 +228,31 @@ async function scriptFor(
     suspendBitlocker,
     keepAdditions,
     detached,
+    shutDown,
   ]
+}
+
+/** Seconds that a guest may take for shutting down: it may be putting updates in. */
+const SHUT_DOWN = 600
+
+/** Waits for a guest that was told to shut down. Where VirtualBox is on another machine nobody can tell. */
+async function untilOff({ vm }: PrepareGuestOptions): Promise<void> {
+  const program = await findVBoxManage()
+  if (program === undefined) return
+  const end = performance.now() + SHUT_DOWN * 1000
+  while (true) {
+    const { code, stdout } = await run(program, ['showvminfo', '--machinereadable', '--', vm])
+    const state = stdout.match(/^VMState="(.*)"\r?$/m)?.[1]
+    // one that only ssh knows, by another name than VirtualBox
+    if (code !== 0 || state === 'poweroff') return
+    if (performance.now() > end) {
+      throw new Error(
+        `Cannot wait longer for "${vm}" to be off: it was told to shut down, and is ${state} after ` +
+          `${SHUT_DOWN} s. Shut it down in its window, or run: VBoxManage controlvm "${vm}" acpipowerbutton`,
+      )
+    }
+    await wait(1000)
+  }
 }
 
 /** Why a guest gave no answer. */
@@ -504,6 +534,10 @@ const options: Record<string, Option> = {
     describe: 'Suspend BitLocker in the guest until it is resumed',
   },
   keepAdditions: { type: 'boolean', describe: 'Do not remove the Guest Additions' },
+  shutDown: {
+    type: 'boolean',
+    describe: 'Shut a guest down that is ready, and wait until it is off',
+  },
   undo: { type: 'boolean', describe: 'Take back in the guest what was changed before' },
   dryRun,
 }

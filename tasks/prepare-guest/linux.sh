@@ -4,6 +4,7 @@
 #   dry             1: only say what would change
 #   keep_additions  1: leave the Guest Additions alone
 #   detached        1: the Guest Additions carry this script, so they are removed after it
+#   shut_down       1: shut the guest down after it, unless it would not start on Hyper-V
 #
 # What is changed is kept in $store: `list` has a line "old SUM PATH" for a file that was there (a copy
 # is below files/), "new SUM PATH" for one that was not, "gone - PATH" for one that was removed, and
@@ -13,7 +14,8 @@ set -u
 export LC_ALL=C PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:${PATH:-}"
 umask 022
 store=/var/lib/vbox-to-hyperv
-steps='' changed=false
+steps='' changed=false after=''
+: "${shut_down:=0}"
 
 # --- what is said ---
 
@@ -500,16 +502,39 @@ additions() {
   elif [ "$dry" = 1 ]; then
     say guest-additions changed "The Guest Additions in $folder would be removed, for good"
   elif [ "$detached" = 1 ]; then
-    if command -v systemd-run > /dev/null && [ -d /run/systemd/system ]; then
-      output=$(systemd-run --quiet --on-active=20 /bin/sh "$folder/uninstall.sh" 2>&1) || { say guest-additions warning "The Guest Additions stay: $(last "$output"). Run in the guest: sudo sh $folder/uninstall.sh"; return; }
-    else
-      setsid sh -c 'sleep 20; exec sh "$1"' sh "$folder/uninstall.sh" < /dev/null > /dev/null 2>&1 &
-    fi
+    after=$folder/uninstall.sh
     say guest-additions changed "The Guest Additions in $folder, which carry this answer, are removed in 20 seconds, for good"
   elif output=$(sh "$folder/uninstall.sh" 2>&1 < /dev/null); then
     say guest-additions changed "The Guest Additions in $folder are removed, for good"
   else
     say guest-additions warning "The Guest Additions could not be removed, and do nothing on Hyper-V: $(last "$output"). Run in the guest: sudo sh $folder/uninstall.sh"
+  fi
+}
+
+# What is to happen after the answer has got out, in this order: the Guest Additions, which may carry it,
+# are removed, and the guest is shut down.
+afterwards() {
+  down=''
+  if [ "$shut_down" = 1 ]; then
+    case $steps in
+      *'"state":"refusal"'*) say shut-down warning 'The guest stays on, for as it is it would not start on Hyper-V' ;;
+      *)
+        down='shutdown -h now || poweroff'
+        if [ "$dry" = 1 ]; then say shut-down changed 'The guest would be shut down'; return; fi
+        say shut-down changed 'The guest shuts down in 20 seconds'
+        ;;
+    esac
+  fi
+  [ -n "$after$down" ] || return 0
+  [ -n "$down" ] || down=:
+  # each by itself: an uninstaller that fails keeps no guest from shutting down
+  job='[ -z "$1" ] || sh "$1"; eval "$2"'
+  if command -v systemd-run > /dev/null && [ -d /run/systemd/system ]; then
+    output=$(systemd-run --quiet --on-active=20 /bin/sh -c "$job" sh "$after" "$down" 2>&1) && return
+    [ -z "$after" ] || say guest-additions warning "The Guest Additions stay: $(last "$output"). Run in the guest: sudo sh $after"
+    [ "$down" = : ] || say shut-down warning "The guest stays on: $(last "$output"). Run in it: sudo shutdown -h now"
+  else
+    setsid sh -c "sleep 20; $job" sh "$after" "$down" < /dev/null > /dev/null 2>&1 &
   fi
 }
 
@@ -568,5 +593,6 @@ else
   boot_loader
   daemons
   additions
+  afterwards
 fi
 finish

@@ -6,6 +6,7 @@
 #   $suspendBitLocker  let the disk be read without the TPM until protection is resumed
 #   $keepAdditions     leave the Guest Additions alone
 #   $detached          the Guest Additions carry this script, so they are removed after it
+#   $shutDown          shut the guest down after it, unless it would not start on Hyper-V
 #
 # What was before the first change is in before.json below ProgramData\vbox-to-hyperv.
 $ErrorActionPreference = 'Stop'
@@ -17,6 +18,7 @@ $power = 'HKLM:\SYSTEM\CurrentControlSet\Control\Power'
 $crash = 'HKLM:\SYSTEM\CurrentControlSet\Control\CrashControl'
 $uninstall = 'HKLM:\SOFTWARE\Microsoft\Windows\CurrentVersion\Uninstall'
 $encryption = 'root/cimv2/Security/MicrosoftVolumeEncryption'
+$later = @{ leaving = $false }
 $answer = @{ guest = 'windows'; changed = $false; steps = @(); before = @(); addresses = @() }
 
 # STATE is ok, changed, warning or refusal
@@ -263,11 +265,35 @@ function additions {
     return
   }
   $name = 'vbox-to-hyperv guest additions'
-  $command = "Start-Sleep -Seconds 20; Start-Process -FilePath '$($program.Replace("'", "''"))' -ArgumentList '/S', '_?=$($inner.Replace("'", "''"))' -Wait; Unregister-ScheduledTask -TaskName '$name' -Confirm:`$false"
+  # one that fails keeps no guest from shutting down
+  $down = if (downAfterwards) { '; shutdown.exe /s /t 0' }
+  $command = "Start-Sleep -Seconds 20; Start-Process -FilePath '$($program.Replace("'", "''"))' -ArgumentList '/S', '_?=$($inner.Replace("'", "''"))' -Wait; Unregister-ScheduledTask -TaskName '$name' -Confirm:`$false$down"
   Get-ScheduledTask | Where-Object { $_.TaskName -eq $name } | Unregister-ScheduledTask -Confirm:$false
   $null = Register-ScheduledTask -TaskName $name -Description 'Removes the Guest Additions of VirtualBox, once' -Action (New-ScheduledTaskAction -Execute powershell.exe -Argument "-NoProfile -NonInteractive -ExecutionPolicy Bypass -Command ""$command""") -Principal (New-ScheduledTaskPrincipal -UserId S-1-5-18 -LogonType ServiceAccount -RunLevel Highest) -Settings (New-ScheduledTaskSettingsSet -AllowStartIfOnBatteries -DontStopIfGoingOnBatteries)
   Start-ScheduledTask -TaskName $name
+  $later.leaving = $true
   say 'guest-additions' 'changed' "The $($entry.DisplayName), which carry this answer, are removed in 20 seconds, for good"
+}
+
+# whether nothing is known that keeps the guest from starting on Hyper-V
+function downAfterwards { $shutDown -and @($answer.steps | Where-Object { $_.state -eq 'refusal' }).Count -eq 0 }
+
+function shutDown {
+  if (-not $shutDown) { return }
+  if (-not (downAfterwards)) {
+    say 'shut-down' 'warning' 'The guest stays on, for as it is it would not start on Hyper-V'
+    return
+  }
+  if ($dryRun) {
+    say 'shut-down' 'changed' 'The guest would be shut down'
+    return
+  }
+  # where the Guest Additions are removed after the answer, that ends so
+  if (-not $later.leaving) {
+    $null = shutdown.exe /s /t 20
+    if ($LASTEXITCODE -ne 0) { throw "shutdown: exit code $LASTEXITCODE. Run in the guest: shutdown /s /t 0" }
+  }
+  say 'shut-down' 'changed' 'The guest shuts down in 20 seconds'
 }
 
 # --- the first start on Hyper-V ---
@@ -375,7 +401,7 @@ if ($mode -eq 'undo') {
   undo
   return finish
 }
-foreach ($step in @{ name = 'boot-drivers'; run = { bootDrivers } }, @{ name = 'hibernation'; run = { hibernation } }, @{ name = 'auto-reboot'; run = { autoReboot } }, @{ name = 'bitlocker'; run = { bitLocker } }, @{ name = 'addresses'; run = { addresses } }, @{ name = 'guest-additions'; run = { additions } }) {
+foreach ($step in @{ name = 'boot-drivers'; run = { bootDrivers } }, @{ name = 'hibernation'; run = { hibernation } }, @{ name = 'auto-reboot'; run = { autoReboot } }, @{ name = 'bitlocker'; run = { bitLocker } }, @{ name = 'addresses'; run = { addresses } }, @{ name = 'guest-additions'; run = { additions } }, @{ name = 'shut-down'; run = { shutDown } }) {
   try { & $step.run } catch { say $step.name 'warning' "This could not be done: $(first $_.Exception.Message)" }
 }
 finish

@@ -4,6 +4,7 @@ import { execFile } from 'node:child_process'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import process from 'node:process'
+import { setTimeout as wait } from 'node:timers/promises'
 import { suite } from 'uvu'
 import {
   prepareGuest,
@@ -119,6 +120,45 @@ onWindows(
     }
   },
 )
+
+onLinux(
+  'shuts the guest down when told to, and waits until VirtualBox has let go of it',
+  async (context) => {
+    const guest = await linuxGuest(context)
+    await guest.write('usr/sbin/shutdown', '#!/bin/sh\necho "$*" > /down\n')
+    await fs.remove(join(guest.path, 'usr/bin/sleep'))
+    await guest.write('usr/bin/sleep', '#!/bin/sh\n')
+    for (const file of ['sbin/shutdown', 'bin/sleep']) {
+      await fs.chmod(
+        join(guest.path, 'usr', file),
+        0o755,
+      )
+    }
+    const state = join(context.dir, 'state')
+    const off = (async () => {
+      while (!await guest.exists('down')) await wait(25)
+      await fs.writeFile(state, 'stopping')
+      await wait(50)
+      await fs.writeFile(state, 'poweroff')
+    })()
+    const result = await prepareGuest({ ...access, shutDown: true })
+    equal(await fs.readFile(state, 'utf8'), 'poweroff')
+    await off
+    ok(states(result).includes('shut-down changed'))
+  },
+)
+
+onLinux('leaves a guest on that would not start on Hyper-V', async (context) => {
+  const guest = await linuxGuest(context)
+  // an initramfs that nothing makes again
+  await guest.write('lib/modules/6.1.0-1-amd64/modules.builtin', '')
+  await guest.write('boot/vmlinuz-6.1.0-1-amd64', '')
+  await guest.write('boot/initrd.img-6.1.0-1-amd64', '')
+  const result = await prepareGuest({ ...access, shutDown: true })
+  equal(result.ready, false)
+  ok(states(result).includes('shut-down warning'))
+  equal(await fs.readFile(join(context.dir, 'state'), 'utf8'), 'running')
+})
 
 onLinux('says what to do when sudo asks for a password', async (context) => {
   const guest = await linuxGuest(context)

@@ -72,6 +72,12 @@ ${function:global:powercfg.exe} = {
   $guest.registry['HKLM:\SYSTEM\CurrentControlSet\Control\Power'].HibernateEnabled = [int]("$args" -eq '/hibernate on')
 }
 
+${function:global:shutdown.exe} = {
+  if ("$args" -ne '/s /t 20') { throw "simulated guest: shutdown $args" }
+  $guest.calls += "shutdown $args"
+  $global:LASTEXITCODE = 0
+}
+
 ${function:global:whoami.exe} = {
   if ("$args" -ne '/groups /fo csv /nh') { throw "simulated guest: whoami $args" }
   $global:LASTEXITCODE = 0

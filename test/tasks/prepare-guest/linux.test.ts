@@ -31,10 +31,11 @@ linux.after.each(async (context) => {
 
 async function tell(
   root: GuestRoot,
-  { mode = 'prepare', dry = 0, keep = 0, detached = 0 } = {},
+  { mode = 'prepare', dry = 0, keep = 0, detached = 0, down = 0 } = {},
 ): Promise<Answer> {
   const script = await fs.readFile(SCRIPT, 'utf8')
-  const head = `mode=${mode} dry=${dry} keep_additions=${keep} detached=${detached}\n`
+  const head =
+    `mode=${mode} dry=${dry} keep_additions=${keep} detached=${detached} shut_down=${down}\n`
   await root.write('tmp/script', head + script)
   const { stdout, stderr } = await execute('chroot', [root.path, '/bin/sh', '/tmp/script'])
   equal(stderr, '')
@@ -527,6 +528,33 @@ test('removes the Guest Additions after its answer when they carry it', async (c
     await wait(25)
   }
   equal(await root.read('slept'), '20\n')
+})
+
+test('shuts a guest down that is ready, after its answer and the Guest Additions', async (context) => {
+  const root = context.root = await plain()
+  const folder = '/opt/VBoxGuestAdditions-7.0.14'
+  await root.write('var/lib/VBoxGuestAdditions/config', `INSTALL_DIR=${folder}\n`)
+  await root.write(`${folder}/uninstall.sh`, `rm -r ${folder}\nexit 1\n`)
+  await root.write(
+    'usr/sbin/shutdown',
+    `#!/bin/sh\n[ -e ${folder} ] && when=before || when=after\necho "$when $*" > /down\n`,
+  )
+  await fs.remove(join(root.path, 'usr/bin/sleep'))
+  await root.write('usr/bin/sleep', '#!/bin/sh\nuntil [ -e /go ]; do :; done\n')
+  for (const file of ['sbin/shutdown', 'bin/sleep']) {
+    await fs.chmod(join(root.path, 'usr', file), 0o755)
+  }
+  const dry = await tell(root, { detached: 1, down: 1, dry: 1 })
+  deepEqual(said(dry, 'shut-down'), ['changed: The guest would be shut down'])
+  const answer = await tell(root, { detached: 1, down: 1 })
+  deepEqual(said(answer, 'shut-down'), ['changed: The guest shuts down in 20 seconds'])
+  equal(await root.exists('down'), false)
+  await root.write('go', '')
+  for (let n = 0; !await root.exists('down') || !await root.read('down'); n++) {
+    ok(n < 400, 'it is shut down')
+    await wait(25)
+  }
+  equal(await root.read('down'), 'after -h now\n')
 })
 
 test('leaves a file that someone has changed since, and says where the first one is', async (context) => {

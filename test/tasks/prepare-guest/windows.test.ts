@@ -48,6 +48,7 @@ interface Given {
   suspendBitLocker?: boolean
   keepAdditions?: boolean
   detached?: boolean
+  shutDown?: boolean
 }
 
 /** Windows 10 as VirtualBox runs it from SATA, with Fast Startup, BitLocker and the Guest Additions. */
@@ -146,10 +147,11 @@ async function parts(
     suspendBitLocker = false,
     keepAdditions = false,
     detached = false,
+    shutDown = false,
   }: Given,
 ): Promise<[TemplateStringsArray, ...(string | boolean)[]]> {
   const text = await fs.readFile(join(root, 'tasks/prepare-guest/windows.ps1'), 'utf8')
-  const pieces = ['mode', 'dryRun', 'suspendBitLocker', 'keepAdditions', 'detached']
+  const pieces = ['mode', 'dryRun', 'suspendBitLocker', 'keepAdditions', 'detached', 'shutDown']
     .map((name) => `\n$${name} = `)
   return [
     [...pieces, `\n${text}`] as unknown as TemplateStringsArray,
@@ -158,6 +160,7 @@ async function parts(
     suspendBitLocker,
     keepAdditions,
     detached,
+    shutDown,
   ]
 }
 
@@ -317,6 +320,19 @@ test('pain 23: leaves the Guest Additions until it has answered when they carry 
     task.action.argument,
     /Start-Sleep -Seconds 20; Start-Process -FilePath 'C:\\Program Files\\Oracle\\VirtualBox Guest Additions\\uninst\.exe'/,
   )
+})
+
+test('shuts the guest down when it is ready, after the Guest Additions where these carry the answer', async ({ guest, host }) => {
+  const dry = await guest.tell({ shutDown: true, dryRun: true })
+  deepEqual(said(dry, 'shut-down'), ['changed: The guest would be shut down'])
+  equal((await guest.state()).calls.some((call: string) => call.startsWith('shutdown')), false)
+  await guest.tell({ shutDown: true, detached: true })
+  equal((await guest.state()).calls.some((call: string) => call.startsWith('shutdown')), false)
+  const find = ({ name }: { name: string }) => name === 'vbox-to-hyperv guest additions'
+  match((await host.state()).tasks.find(find).action.argument, /; shutdown\.exe \/s \/t 0"$/)
+  const answer = await guest.tell({ shutDown: true, keepAdditions: true })
+  deepEqual(said(answer, 'shut-down'), ['changed: The guest shuts down in 20 seconds'])
+  ok((await guest.state()).calls.includes('shutdown /s /t 20'))
 })
 
 test('refuses an account without administrator rights, and changes nothing', async ({ guest }) => {
