@@ -7,7 +7,7 @@ import process from 'node:process'
 import { checkHost, type CheckHostResult } from '../tasks/check-host.ts'
 import { inspectDisk } from '../tasks/convert-disk.ts'
 import { parseMemory } from '../tasks/create-vm.ts'
-import { inspectVm, listVms } from '../tasks/inspect-vm.ts'
+import { inspectVm, listVms, type VmDescription } from '../tasks/inspect-vm.ts'
 import {
   credentialOptions,
   type GuestCredential,
@@ -28,7 +28,18 @@ import { beginBundle, BUNDLE, bundleState, finishBundle, removeBundle } from './
 import { checkElevation, converse, elevate, elevateOptions, offerElevation } from './run/elevate.ts'
 import { freeSpace, type Host, localFolder, openHost } from './run/host.ts'
 import { beginJournal, readJournals, record, stateFolder } from './run/journal.ts'
-import { makePlan, type Plan, size, type Step, type Target, type Wishes } from './run/plan.ts'
+import {
+  type Disks,
+  makePlan,
+  type Plan,
+  refuseState,
+  refuseWishes,
+  size,
+  type Step,
+  type Target,
+  type Wishes,
+} from './run/plan.ts'
+import { prepareSource } from './run/prepare.ts'
 import { describeProgress, measure, type Screen } from './run/screen.ts'
 import { removeStage } from './run/send-disk.ts'
 import { refuseTwins } from './run/twins.ts'
@@ -41,6 +52,13 @@ export interface MigrateOptions extends Omit<Wishes, 'memory'> {
   to?: string | undefined
   /** Bytes, or a text such as `4GB`. */
   memory?: number | string | undefined
+  /**
+   * Has a guest that VirtualBox runs made ready and shut down first: `guestcontrol`, or
+   * `ssh://[user@]host[:port]` into it.
+   */
+  prepare?: string | undefined
+  /** Suspends BitLocker in the guest then. @default false */
+  suspendBitlocker?: boolean | undefined
   /** The folder for journals. @default the user's data folder */
   state?: string | undefined
   /** @default false */
@@ -53,6 +71,8 @@ export interface MigrateTools {
   live?: boolean
   /** Asks before the first change. @default goes on */
   agree?: (plan: Plan) => Promise<boolean>
+  /** Asks before the guest is made ready and shut down. @default goes on */
+  agreePrepare?: (question: string) => Promise<boolean>
   /** Picks one of several VMs. @default refuses, naming them */
   pick?: (names: string[]) => Promise<string>
   /** Stops at the next safe point. */
@@ -73,14 +93,8 @@ export async function migrate(options: MigrateOptions, tools: MigrateTools): Pro
   const { screen, signal } = tools
   if (options.to?.startsWith('ssh:')) parseHost(options.to)
   const { source, to } = await chooseSource(options, tools)
-  const vm = await inspectVm({ source })
-  const disks = []
-  for (const { path, member } of vm.disks) {
-    const [disk] = await inspectDisk({ from: path, ...(member !== undefined && { disk: member }) })
-    const { mtime } = await fs.stat(path)
-    if (disk) disks.push({ ...disk, modified: mtime.toISOString() })
-  }
-  const { memory, ...wishes } = options
+  let vm = await inspectVm({ source })
+  const { memory, prepare, suspendBitlocker, ...wishes } = options
   const state = resolve(options.state ?? stateFolder)
   const asked = to?.startsWith('bundle:')
     ? undefined
@@ -88,14 +102,27 @@ export async function migrate(options: MigrateOptions, tools: MigrateTools): Pro
   try {
     const name = options.name ?? vm.name
     const target = await chooseTarget(to, name, { ...options, state }, asked, screen)
+    const asks = { ...wishes, ...(memory !== undefined && { memory: parseMemory(memory) }) }
+    if (prepare !== undefined) {
+      // what the host refuses is known before the guest is touched, too
+      const refusals = await refuseEarly(vm, asks, target, asked)
+      if (refusals.length > 0) throw new Error(refusals.join('\n'))
+      const guest = { prepare, suspendBitlocker, dryRun: options.dryRun }
+      const prepared = await prepareSource(vm, guest, { ...tools, agree: tools.agreePrepare })
+      if (prepared === 'dry-run') {
+        const rest = 'The rest of the plan is made of its disks, when it is off.'
+        screen({ event: 'end', outcome: 'dry-run', next: [rest, UNCHANGED] })
+      }
+      if (prepared !== 'off') return prepared
+      vm = await inspectVm({ source })
+    }
+    const disks = await describeDisks(vm).catch((error) => {
+      // Windows lets nobody else read a disk that VirtualBox has open
+      throw new Error(refuseState(vm) ?? error.message, { cause: error })
+    })
     // a PowerShell without Hyper-V was asked in vain
     const host = target.kind === 'bundle' ? undefined : asked
-    const { plan, refusals } = makePlan(
-      vm,
-      disks,
-      { ...wishes, ...(memory !== undefined && { memory: parseMemory(memory) }) },
-      target,
-    )
+    const { plan, refusals } = makePlan(vm, disks, asks, target)
     if (target.kind !== 'bundle') refusals.push(...await refuseTwins(plan))
     // each task refuses what it cannot take, such as a name, before it asks the host
     for (const step of plan.steps) {
@@ -115,6 +142,31 @@ export async function migrate(options: MigrateOptions, tools: MigrateTools): Pro
   } finally {
     await asked?.close()
   }
+}
+
+/** What is on the VM's disks, in the VM's order. */
+async function describeDisks(vm: VmDescription): Promise<Disks> {
+  const disks: Disks = []
+  for (const { path, member } of vm.disks) {
+    const [disk] = await inspectDisk({ from: path, ...(member !== undefined && { disk: member }) })
+    const { mtime } = await fs.stat(path)
+    if (disk) disks.push({ ...disk, modified: mtime.toISOString() })
+  }
+  return disks
+}
+
+/** What the wishes and the host refuse, whatever is on the VM's disks. */
+async function refuseEarly(
+  vm: VmDescription,
+  wishes: Wishes,
+  target: Target,
+  host: Host | undefined,
+): Promise<string[]> {
+  const refusals = refuseWishes(wishes)
+  if (target.kind === 'bundle' || host === undefined || refusals.length > 0) return refusals
+  const [check] = makePlan(vm, [], wishes, target).plan.steps
+  if (check?.task !== 'check-host') return refusals
+  return (await checkHost({ ...check.options, space: 0 }, host.ps)).refusals
 }
 
 /** What a run was stopped by, and how to go on. */
@@ -295,7 +347,7 @@ async function rehearse(
       say((await perform(step, { ps, credential }, true)).changed ? 'would' : 'same')
     }
   }
-  const next = changes.size ? 'Nothing was changed: this was a dry run.' : NOTHING_TO_DO
+  const next = changes.size ? UNCHANGED : NOTHING_TO_DO
   screen({ event: 'end', outcome: 'dry-run', next: [next] })
   return 'dry-run'
 }
@@ -454,6 +506,7 @@ function guestAddress({ set, guestIp, via, seenBy, notes, commands }: SetGuestIp
   ]
 }
 
+const UNCHANGED = 'Nothing was changed: this was a dry run.'
 const NOTHING_TO_DO = 'Nothing to do: everything is already so.'
 
 const options: Record<string, Option> = {
@@ -495,6 +548,13 @@ const options: Record<string, Option> = {
     choices: ['auto', 'direct', 'kvp', 'print'],
     describe: 'How the guest gets it: PowerShell Direct, integration services, or typed by you',
   },
+  prepare: {
+    type: 'string',
+    describe:
+      'Have the running guest made ready and shut down first: guestcontrol, or ssh://[user@]host',
+    example: 'guestcontrol',
+  },
+  suspendBitlocker: { type: 'boolean', describe: 'Suspend BitLocker in the guest then' },
   guestUser: credentialOptions.user,
   guestCredential: credentialOptions.credential,
   nested: { type: 'boolean', describe: 'Let the VM run hypervisors (WSL 2, Docker)' },
@@ -543,7 +603,7 @@ if (given) {
         live,
         credential,
         signal: signal(),
-        ...(person && !yes && { agree: () => confirm('Go ahead?') }),
+        ...(person && !yes && { agree: () => confirm('Go ahead?'), agreePrepare: confirm }),
         ...(person && { pick: (names) => select('Which VM?', names) }),
       })
     }

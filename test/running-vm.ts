@@ -4,8 +4,8 @@ import { join } from 'node:path'
 
 /**
  * Writes a VBoxManage into the folder, and the VM's guest into its folder `guest`. The environment says
- * it to what runs VBoxManage. The files `name`, `password`, `state` and `product` say what it answers;
- * where there is a file `old`, it is that of 6.1.
+ * it to what runs VBoxManage. The files `name`, `password`, `state` and `product` say what it answers, and
+ * `settings`, where it is there, which file has the VM's; where there is a file `old`, it is that of 6.1.
  */
 export async function runningVm(
   dir: string,
@@ -44,11 +44,13 @@ printf '%s\\n' "$*" >> "$VM/log"
 id=00000000-0000-4000-8000-000000000001
 case "$1" in
   list)
-    [ "$2" = vms ] || fail "syntax: $*"
+    [ "$2" = vms ] || [ "$2" = runningvms ] || fail "syntax: $*"
+    [ "$2" = vms ] || [ "$(cat "$VM/state")" = running ] || exit 0
     printf '"%s" {%s}\\n' "$(cat "$VM/name")" "$id" ;;
   showvminfo)
     [ "$2 $3" = '--machinereadable --' ] || fail "syntax: $*"
     [ "$4" = "$(cat "$VM/name")" ] || [ "$4" = "$id" ] || fail "Could not find a registered machine named '$4'"
+    [ ! -e "$VM/settings" ] || printf 'CfgFile="%s"\\n' "$(cat "$VM/settings")"
     printf 'name="x"\\nUUID="%s"\\nostype="Debian (64-bit)"\\nVMState="%s"\\n' "$id" "$(cat "$VM/state")" ;;
   guestproperty)
     [ "$2 $3 $4" = "get $id /VirtualBox/GuestInfo/OS/Product" ] || fail "syntax: $*"

@@ -480,18 +480,23 @@ function chooseGeneration(
   }
 }
 
-function refuseSource(vm: VmDescription, disks: Disks): string[] {
-  const refusals: string[] = []
-  const named = `"${vm.name}"`
-  const how = `VBoxManage controlvm ${named} acpipowerbutton`
-  if (vm.state === 'saved') {
-    refusals.push(
-      `Cannot move ${named}: its state is saved, and its disks lack what its memory holds. ` +
-        `Run: start it, shut the guest down, then run again (or VBoxManage discardstate ${named})`,
-    )
-  } else if (vm.state !== undefined && !['poweroff', 'aborted'].includes(vm.state)) {
-    refusals.push(`Cannot move ${named}: it is ${vm.state}, and its disks are in use. Run: ${how}`)
+/** Why a VM cannot be moved as long as VirtualBox has it in this state. */
+export function refuseState({ name, state }: VmDescription): string | undefined {
+  const named = `"${name}"`
+  if (state === undefined || ['poweroff', 'aborted'].includes(state)) return undefined
+  if (state === 'saved') {
+    return `Cannot move ${named}: its state is saved, and its disks lack what its memory holds. ` +
+      `Run: start it, shut the guest down, then run again (or VBoxManage discardstate ${named})`
   }
+  const how = `VBoxManage controlvm ${named} acpipowerbutton`
+  const orPrepare = state === 'running'
+    ? ', or again with --prepare guestcontrol --guest-user NAME'
+    : ''
+  return `Cannot move ${named}: it is ${state}, and its disks are in use. Run: ${how}${orPrepare}`
+}
+
+function refuseSource(vm: VmDescription, disks: Disks): string[] {
+  const refusals = [refuseState(vm) ?? []].flat()
   vm.disks.forEach(({ path, encrypted }) => {
     if (!encrypted) return
     refusals.push(
@@ -501,13 +506,14 @@ function refuseSource(vm: VmDescription, disks: Disks): string[] {
   })
   if (disks.length === 0) {
     refusals.push(
-      `Cannot move ${named}: it has no hard disk. Run: npx zx tasks/inspect-vm.ts to see what it has`,
+      `Cannot move "${vm.name}": it has no hard disk. Run: npx zx tasks/inspect-vm.ts to see what it has`,
     )
   }
   return refusals
 }
 
-function refuseWishes(wishes: Wishes): string[] {
+/** What of the wishes fits together for no VM. */
+export function refuseWishes(wishes: Wishes): string[] {
   const { external, adapter, share, guard, revertAfter, probe } = wishes
   const { internal, hostIp, nat, guestIp, pin, via } = wishes
   const refusals: string[] = []
