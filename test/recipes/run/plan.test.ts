@@ -26,7 +26,7 @@ for (
   ] as const
 ) {
   plans(
-    `makes generation ${generation} of ${firmware} firmware and a disk that boots by ${boots}`,
+    `pain 3: makes generation ${generation} of ${firmware} firmware and a disk that boots by ${boots}`,
     () => {
       const { plan, refusals } = makePlan(vm({ firmware }), [disk({ boots })], {}, bundle)
       equal(plan.vm.generation, generation)

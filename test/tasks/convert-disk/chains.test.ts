@@ -263,7 +263,7 @@ tools.before.each(open)
 tools.after.each(close)
 
 needs(tools, 'VBoxManage')(
-  'that VBoxManage made is read, in each of its formats',
+  'pain 10: that VBoxManage made is read as it is now, in each of its formats',
   async ({ dir }) => {
     const even = 8 * MB
     const states = [1, 2, 3].map((seed) => disk(even, seed))
