@@ -44,6 +44,12 @@ export interface VmDescription {
   disks: DiskRef[]
   /** The images in its DVD and floppy drives. */
   removable: string[]
+  /** Its DVD drives, in the order of {@link disks}, empty ones too. */
+  dvds: DvdDrive[]
+  /** The enabled ones, COM1 first. */
+  serialPorts: SerialPort[]
+  /** Folders of the host that the guest has. */
+  sharedFolders: SharedFolder[]
   /** The enabled ones, by slot. */
   nics: Nic[]
   /** Names of its snapshots. Only the current state is described. */
@@ -100,6 +106,34 @@ export interface Nic {
   model: string
   /** Port forwards of its NAT. */
   forwards: Forward[]
+}
+
+export interface DvdDrive {
+  /** Absolute; of the image in it. Absent when it is empty, or has a drive of the host. */
+  path?: string
+  /** The host's drive that it has, e.g. `/dev/sr0` or `D:`. */
+  hostDrive?: string
+  /** Absent where the source does not say. */
+  controller?: Controller
+}
+
+export interface SerialPort {
+  /** 1 for COM1, to 4. */
+  port: number
+  /** What it is on the host. `pipe` is a local socket where the host is not Windows. */
+  mode: 'disconnected' | 'pipe' | 'device' | 'file' | 'tcp'
+  /** Of the pipe, device or file; `host:port` of TCP. Absent when it is disconnected. */
+  path?: string
+  /** VirtualBox makes the pipe, or waits for the connection, and does not look for one. */
+  server: boolean
+}
+
+export interface SharedFolder {
+  name: string
+  /** On VirtualBox's host, as it is written there. */
+  path: string
+  writable: boolean
+  autoMount: boolean
 }
 
 export interface Forward {
@@ -315,9 +349,19 @@ async function readVbox(file: string): Promise<VmDescription> {
     })
   }
   for (const type of ['DVD', 'Floppy']) {
-    for (const { uuid } of attached(machine, file, type)) {
-      const image = own.get(uuid)
-      if (image) vm.removable.push(await local(image.location, image.folder))
+    for (const { uuid, hostDrive, controller } of drives(machine, file, type)) {
+      // an image that two VMs use is in one's file
+      let image = own.get(uuid)
+      if (image === undefined && uuid) image = (others ??= (await registry(file)).media).get(uuid)
+      const path = image && await local(image.location, image.folder)
+      if (path !== undefined) vm.removable.push(path)
+      if (type === 'DVD') {
+        vm.dvds.push({
+          ...(path !== undefined && { path }),
+          ...(hostDrive !== undefined && { hostDrive }),
+          controller,
+        })
+      }
     }
   }
   for (const path of vm.removable) vm.warnings.push(`"${path}" in its drive does not come along`)
@@ -417,15 +461,21 @@ function describeMachine(machine: Node, file: string, kind: 'vbox' | 'ovf' | 'ov
   if (attribute(platform, 'architecture')?.toLowerCase() === 'arm') {
     warnings.push('Its processor is ARM: only a Hyper-V host on ARM runs it')
   }
-  const folders = list(child(hw, 'SharedFolders'), 'SharedFolder')
-  warn('Shared folders do', folders.map((one) => attribute(one, 'name')))
+  const sharedFolders = list(child(hw, 'SharedFolders'), 'SharedFolder').map((one) => ({
+    name: attribute(one, 'name') ?? '',
+    path: attribute(one, 'hostPath') ?? '',
+    writable: isTrue(attribute(one, 'writable')),
+    autoMount: isTrue(attribute(one, 'autoMount')),
+  }))
+  warn('Shared folders do', sharedFolders.map(({ name }) => name))
   // before 5.0 (settings 1.15) the filters were in the controller
   const filters = [child(child(hw, 'USB'), 'DeviceFilters'), child(hw, 'USBController')]
   const active = filters.flatMap((parent) => list(parent, 'DeviceFilter'))
     .filter((one) => isTrue(attribute(one, 'active')))
   warn('USB devices do', active.map((one) => attribute(one, 'name')))
-  const serial = list(child(hw, 'UART'), 'Port').filter(on)
-  warn('Serial ports do', serial.map((one) => `COM${Number(attribute(one, 'slot')) + 1}`))
+  const serialPorts = list(child(hw, 'UART'), 'Port').filter(on)
+    .map((one) => describeSerial(one, file)).sort((a, b) => a.port - b.port)
+  warn('Serial ports do', serialPorts.map(({ port }) => `COM${port}`))
   const parallel = list(child(hw, 'LPT'), 'Port').filter(on)
   warn('Parallel ports do', parallel.map((one) => `LPT${Number(attribute(one, 'slot')) + 1}`))
   return {
@@ -440,9 +490,29 @@ function describeMachine(machine: Node, file: string, kind: 'vbox' | 'ovf' | 'ov
     guest: guestOf(osType),
     disks: [],
     removable: [],
+    dvds: [],
+    serialPorts,
+    sharedFolders,
     nics,
     snapshots,
     warnings,
+  }
+}
+
+function describeSerial(node: Node, file: string): SerialPort {
+  const modes: Record<string, SerialPort['mode']> = {
+    HostPipe: 'pipe',
+    HostDevice: 'device',
+    RawFile: 'file',
+    TCP: 'tcp', // since 5.1 (settings 1.16)
+  }
+  const mode = modes[attribute(node, 'hostMode') ?? ''] ?? 'disconnected'
+  const path = attribute(node, 'path')
+  return {
+    port: whole(file, node, 'slot') + 1,
+    mode,
+    ...(mode !== 'disconnected' && path && { path }),
+    server: isTrue(attribute(node, 'server')),
   }
 }
 
@@ -499,16 +569,25 @@ const CONTROLLERS: Record<string, Controller['type']> = {
   USB: 'usb',
 }
 
+interface Drive {
+  /** Of the image in it; empty when there is none. */
+  uuid: string
+  /** The host's own drive that it stands for. */
+  hostDrive: string | undefined
+  controller: Controller
+}
+
+/** The drives of a type that have an image. */
+function attached(machine: Node, file: string, type: string): Drive[] {
+  return drives(machine, file, type).filter(({ uuid }) => uuid)
+}
+
 /**
- * The images in drives of a type, in the order in which VirtualBox's BIOS looks for a disk to boot:
- * IDE, then SATA, then the SCSIs (orgs.asm: _ata_init, _ahci_init, _scsi_init). EFI keeps an order of
- * its own in the .nvram, and beside that looks through the disks much the same.
+ * The drives of a type, in the order in which VirtualBox's BIOS looks for a disk to boot: IDE, then
+ * SATA, then the SCSIs (orgs.asm: _ata_init, _ahci_init, _scsi_init). EFI keeps an order of its own in
+ * the .nvram, and beside that looks through the disks much the same.
  */
-function attached(
-  machine: Node,
-  file: string,
-  drive: string,
-): { uuid: string; controller: Controller }[] {
+function drives(machine: Node, file: string, drive: string): Drive[] {
   const order = ['ide', 'sata', 'scsi', 'sas', 'virtio', 'nvme', 'usb', 'other']
   // since 5.1 (settings 1.16) in the hardware, before that beside it
   const parents = [hardware(machine), machine].map((node) => child(node, 'StorageControllers'))
@@ -517,10 +596,11 @@ function attached(
       const type = CONTROLLERS[attribute(node, 'type') ?? ''] ?? 'other'
       const last = isTrue(attribute(node, 'Bootable') ?? 'true') ? 0 : order.length
       return list(node, 'AttachedDevice')
-        .filter((device) => attribute(device, 'type') === drive && child(device, 'Image'))
+        .filter((device) => attribute(device, 'type') === drive)
         .map((device) => ({
           rank: last + order.indexOf(type),
           uuid: bare(attribute(child(device, 'Image'), 'uuid') ?? ''),
+          hostDrive: attribute(child(device, 'HostDrive'), 'src'),
           controller: {
             type,
             port: whole(file, device, 'port'),
@@ -532,7 +612,7 @@ function attached(
       a.rank - b.rank || a.controller.port - b.controller.port ||
       a.controller.device - b.controller.device
     )
-    .map(({ uuid, controller }) => ({ uuid, controller }))
+    .map(({ uuid, hostDrive, controller }) => ({ uuid, hostDrive, controller }))
 }
 
 /**
@@ -691,6 +771,8 @@ function describeOvf(root: Node, file: string, kind: 'ovf' | 'ova'): VmDescripti
       if (image === undefined) throw damaged(`its disk ${uuid} is not among its files`)
       return describe(image, controller)
     })
+    // what is in them is not exported
+    vm.dvds = drives(machine, file, 'DVD').map(({ controller }) => ({ controller }))
     return vm
   }
   // no VirtualBox wrote it: the items of the standard, and what VMware adds
@@ -707,6 +789,10 @@ function describeOvf(root: Node, file: string, kind: 'ovf' | 'ova'): VmDescripti
       .find((one) => keys.includes(attribute(one, 'key') ?? ''))
   const tpm = items.some((item) => /vtpm/i.test(content(item, 'ResourceSubType') ?? ''))
   const warnings = tpm ? [NO_TPM] : []
+  const place = (item: Node) => {
+    const parent = items.find((one) => id(one) === content(item, 'Parent'))
+    return parent && controllerOf(parent, content(item, 'AddressOnParent'))
+  }
   const disks = ofType('17').flatMap((item): DiskRef[] => {
     const resource = content(item, 'HostResource') ?? ''
     const key = resource.replace(/^.*\//, '')
@@ -718,8 +804,7 @@ function describeOvf(root: Node, file: string, kind: 'ovf' | 'ova'): VmDescripti
       warnings.push(`The empty disk "${key}" does not come along`)
       return []
     }
-    const parent = items.find((one) => id(one) === content(item, 'Parent'))
-    return [describe(image, parent && controllerOf(parent, content(item, 'AddressOnParent')))]
+    return [describe(image, place(item))]
   })
   const os = section(system, 'OperatingSystemSection')[0]
   const osType = attribute(os, 'osType') ?? content(os, 'Description') ?? 'unknown'
@@ -739,6 +824,17 @@ function describeOvf(root: Node, file: string, kind: 'ovf' | 'ova'): VmDescripti
     guest: guestOf(osType),
     disks,
     removable: [],
+    dvds: ofType('15', '16').map((item) => {
+      const controller = place(item)
+      return controller ? { controller } : {}
+    }),
+    // where each goes is the business of VMware's host, which the OVF does not tell
+    serialPorts: ofType('21').map((_, index) => ({
+      port: index + 1,
+      mode: 'disconnected' as const,
+      server: false,
+    })),
+    sharedFolders: [],
     nics: ofType('10').map((item, slot) => {
       const network = content(item, 'Connection')
       // VirtualBox names the kind of a network there, VMware the network that it is bridged to
@@ -809,6 +905,9 @@ async function readDisks(paths: string[]): Promise<VmDescription> {
     guest: 'unknown',
     disks,
     removable: [],
+    dvds: [],
+    serialPorts: [],
+    sharedFolders: [],
     nics: [],
     snapshots: [],
     warnings: [],

@@ -114,6 +114,9 @@ settings('describes a .vbox as VirtualBox 7.0 writes it', async ({ dir, has }) =
     guest: 'windows',
     state: 'poweroff',
     removable: [join(dir, 'tools.iso')],
+    dvds: [{ path: join(dir, 'tools.iso'), controller: { type: 'sata', port: 1, device: 0 } }],
+    serialPorts: [{ port: 2, mode: 'pipe', path: 'com2', server: true }],
+    sharedFolders: [{ name: 'srv', path: '/srv', writable: true, autoMount: false }],
     snapshots: ['before "update"'],
   })
   deepEqual(
@@ -157,9 +160,12 @@ settings(
     deepEqual(vm.nics.map(({ slot, mac, attachment }) => [slot, mac, attachment]), [
       [0, '080027ABCDEF', 'nat'],
     ])
+    deepEqual(vm.dvds, [{ controller: { type: 'ide', port: 1, device: 0 } }])
+    deepEqual(vm.serialPorts, [{ port: 2, mode: 'file', path: 'C:\\serial.txt', server: false }])
     deepEqual(vm.warnings, [
       'Its saved state does not come along',
       'USB devices do not come along: Scanner',
+      'Serial ports do not come along: COM2',
       'Parallel ports do not come along: LPT1',
       `Its disk "${join(dir, 'xp.vdi')}" cannot be read`,
       `Its disk "${join(dir, 'xp.vdi')}" is encrypted by VirtualBox`,
@@ -180,6 +186,17 @@ settings('describes a .vbox of VirtualBox 7.1', async ({ has }) => {
     [2, 'hostonlynetwork', 'HostOnly'],
     [3, 'none', undefined],
     [8, 'generic', 'UDPTunnel'],
+  ])
+  deepEqual(vm.dvds, [
+    { hostDrive: '/dev/sr0', controller: { type: 'virtio', port: 1, device: 0 } },
+  ])
+  deepEqual(vm.serialPorts, [
+    { port: 1, mode: 'disconnected', server: false },
+    { port: 3, mode: 'device', path: '/dev/ttyS0', server: false },
+    { port: 4, mode: 'tcp', path: '127.0.0.1:2023', server: true },
+  ])
+  deepEqual(vm.sharedFolders, [
+    { name: 'home', path: 'C:\\Users\\Bob', writable: false, autoMount: true },
   ])
 })
 
@@ -270,6 +287,8 @@ for (const version of ['0.9', '1.0', '2.0']) {
     equal(vm.firmware, 'efi')
     equal(vm.state, undefined)
     deepEqual(vm.nics, NICS)
+    deepEqual(vm.dvds, [{ controller: { type: 'sata', port: 1, device: 0 } }])
+    deepEqual(vm.serialPorts, [{ port: 2, mode: 'pipe', path: 'com2', server: true }])
     deepEqual(
       vm.disks.map(({ path, format, capacity, controller }) => [
         path.slice(dir.length + 1),
@@ -339,6 +358,9 @@ settings('describes an OVF of VMware', async ({ dir, has }) => {
       },
     ],
     removable: [],
+    dvds: [{ controller: { type: 'ide', port: 1, device: 0 } }],
+    serialPorts: [{ port: 1, mode: 'disconnected', server: false }],
+    sharedFolders: [],
     nics: [{
       slot: 0,
       mac: '005056AABB0C',
@@ -471,6 +493,9 @@ settings('describes bare disks by their content', async ({ dir }) => {
     osType: 'unknown',
     guest: 'unknown',
     removable: [],
+    dvds: [],
+    serialPorts: [],
+    sharedFolders: [],
     nics: [],
     snapshots: [],
     warnings: [],
