@@ -60,7 +60,8 @@ export interface ToggleShareResult {
  * (learn.microsoft.com/powershell/module/hyper-v/set-vmswitch). So off keeps the settings on the host,
  * in `%ProgramData%\vbox-to-hyperv\share-ID.json`, and on puts them back and removes the file; an off
  * that finds the host off already leaves it alone. Off also leaves it alone where somebody else turned
- * sharing on meanwhile and the adapter still is as Windows makes it. IPv6 is not kept.
+ * sharing on meanwhile and the adapter still is as Windows makes it. Of IPv6 it keeps what was set by
+ * hand, as routers give the rest again.
  *
  * Without the guard it refuses to cut off a session over SSH or Remote Desktop that comes by this
  * adapter, while there is no other way in (Justsenger/ExHyperV#274).
