@@ -40,7 +40,7 @@ import {
   type Wishes,
 } from './run/plan.ts'
 import { prepareSource } from './run/prepare.ts'
-import { describeProgress, measure, type Screen } from './run/screen.ts'
+import { describeProgress, logOption, measure, type Screen, terminal } from './run/screen.ts'
 import { removeStage } from './run/send-disk.ts'
 import { refuseTwins } from './run/twins.ts'
 import { perform, powershellFor, type Progress, scriptOf, type StepResult } from './run/steps.ts'
@@ -570,6 +570,7 @@ const options: Record<string, Option> = {
   dryRun,
   yes: { type: 'boolean', alias: 'y', describe: 'Do not ask' },
   json: { type: 'boolean', describe: 'One JSON object a line, for programs' },
+  log: logOption,
 }
 
 const given = await commandLine<
@@ -577,6 +578,7 @@ const given = await commandLine<
     revertAfter?: string
     yes?: boolean
     json?: boolean
+    log?: string
     guestUser?: string
     guestCredential?: string
     elevate?: boolean
@@ -588,11 +590,14 @@ const given = await commandLine<
   options,
 )
 if (given) {
-  const { yes, json, guestUser: user, guestCredential, elevate: up, elevatedBy, ...options } = given
+  const { yes, json, log, guestUser: user, guestCredential, elevate: up, elevatedBy, ...options } =
+    given
   const { to } = options
-  const conversation = converse({ json, elevatedBy })
-  const { screen, live, person, confirm, select, signal } = conversation
+  let { screen } = terminal(json)
   try {
+    const conversation = converse({ json, log, elevatedBy })
+    const { live, person, confirm, select, signal } = conversation
+    screen = conversation.screen
     if (up && !elevatedBy) checkElevation({ to, user, credential: guestCredential })
     const code = up && !elevatedBy ? await elevate({ meta: import.meta, conversation }) : undefined
     if (code !== undefined) process.exitCode = code
@@ -611,7 +616,7 @@ if (given) {
     const message = error instanceof Error ? error.message : String(error)
     const outcome = error instanceof Stopped ? 'stopped' : 'failed'
     screen({ event: 'error', message: offerElevation(message) })
-    if (json) screen({ event: 'end', outcome, next: [] })
+    screen({ event: 'end', outcome, next: [] })
     process.exitCode = outcome === 'stopped' ? 130 : 1
   }
 }

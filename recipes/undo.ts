@@ -10,7 +10,7 @@ import { converse, elevate, elevateOptions, offerElevation } from './run/elevate
 import { type Host, openHost } from './run/host.ts'
 import { type Journal, readJournals, record, stateFolder } from './run/journal.ts'
 import type { Step, StepResult } from './run/plan.ts'
-import type { Screen } from './run/screen.ts'
+import { logOption, type Screen, terminal } from './run/screen.ts'
 import { removePartial, removeStage } from './run/send-disk.ts'
 import { powershellFor, takeBack } from './run/steps.ts'
 
@@ -143,6 +143,7 @@ const options: Record<string, Option> = {
   dryRun,
   yes: { type: 'boolean', alias: 'y', describe: 'Do not ask' },
   json: { type: 'boolean', describe: 'One JSON object a line, for programs' },
+  log: logOption,
 }
 
 const given = await commandLine<
@@ -150,6 +151,7 @@ const given = await commandLine<
     revertAfter?: string
     yes?: boolean
     json?: boolean
+    log?: string
     elevate?: boolean
     elevatedBy?: string
   }
@@ -159,10 +161,12 @@ const given = await commandLine<
   options,
 )
 if (given) {
-  const { yes, json, elevate: up, elevatedBy, ...options } = given
-  const conversation = converse({ json, elevatedBy })
-  const { screen, live, person, confirm } = conversation
+  const { yes, json, log, elevate: up, elevatedBy, ...options } = given
+  let { screen } = terminal(json)
   try {
+    const conversation = converse({ json, log, elevatedBy })
+    const { live, person, confirm } = conversation
+    screen = conversation.screen
     const code = up && !elevatedBy ? await elevate({ meta: import.meta, conversation }) : undefined
     if (code !== undefined) process.exitCode = code
     else {
@@ -172,6 +176,7 @@ if (given) {
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error)
     screen({ event: 'error', message: offerElevation(message) })
+    screen({ event: 'end', outcome: 'failed', next: [] })
     process.exitCode = 1
   }
 }

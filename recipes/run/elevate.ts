@@ -32,7 +32,7 @@ import {
   type Run,
   STOP,
 } from './elevated.ts'
-import { type RunEvent, type Screen, stopSignal, terminal, textScreen } from './screen.ts'
+import { noted, type RunEvent, type Screen, stopSignal, terminal, textScreen } from './screen.ts'
 
 /** What a recipe shows its run on, asks by and is stopped by. */
 export interface Conversation extends Ask {
@@ -73,11 +73,19 @@ export const elevateOptions: Record<'elevate' | 'elevatedBy', Option> = {
 
 /** The conversation of a recipe: with this terminal, or with the process that had it elevated. */
 export function converse(
-  { json, elevatedBy }: { json?: boolean | undefined; elevatedBy?: string | undefined },
+  { json, log, elevatedBy }: {
+    json?: boolean | undefined
+    /** A file that gets each event. */
+    log?: string | undefined
+    elevatedBy?: string | undefined
+  },
 ): Conversation {
+  // the other process has the log
   if (elevatedBy !== undefined) return across(elevatedBy)
+  const shown = terminal(json)
   return {
-    ...terminal(json),
+    ...shown,
+    screen: log === undefined ? shown.screen : noted(shown.screen, log),
     // loaded for who is asked: it takes a tenth of a second
     confirm: async (message) => await (await import('@inquirer/prompts')).confirm({ message }),
     select: async (message, names) => {

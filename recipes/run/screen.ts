@@ -1,10 +1,16 @@
 /** What a run shows: a live list in a terminal, one plain line an event elsewhere, JSON lines when asked. */
+import fs from 'fs-extra'
+import { dirname, resolve } from 'node:path'
 import process from 'node:process'
 import wrapAnsi from 'wrap-ansi'
+import type { Option } from '../../tasks/task.ts'
 import { count, type Plan, size, type Step } from './plan.ts'
 import type { Progress } from './steps.ts'
 
-/** What happens in a run. With `--json` each is one line on standard output. */
+/**
+ * What happens in a run. With `--json` each is one line on standard output, and with `--log` one in a
+ * file, with its time. docs/events.md describes them, docs/events.schema.json for programs.
+ */
 export type RunEvent =
   | { event: 'note'; text: string }
   | { event: 'plan'; plan: Plan; refusals: string[] }
@@ -49,10 +55,47 @@ export function textScreen({ live }: { live: boolean }): Screen {
         return
       }
       case 'end':
-        return say(`\n${event.next.join('\n')}`)
+        // why it failed has been said
+        return event.next.length > 0 ? say(`\n${event.next.join('\n')}`) : undefined
       case 'error':
         console.error(wrap(event.message, 0))
     }
+  }
+}
+
+/** The option of a recipe's command line that {@link noted} takes. */
+export const logOption: Option = {
+  type: 'string',
+  describe: 'A file that gets each event as a line of JSON with its time',
+}
+
+/**
+ * Adds each event to a file before it is shown. A run goes on where the file cannot be written any more,
+ * and says so once. Throws where it cannot be opened.
+ */
+export function noted(screen: Screen, file: string): Screen {
+  let log: number | undefined
+  try {
+    fs.ensureDirSync(dirname(resolve(file)))
+    log = fs.openSync(file, 'a', 0o600)
+  } catch (cause) {
+    const why = (cause as Error).message.split(',')[0]
+    throw new Error(
+      `Cannot keep a log in "${file}": ${why}. Name a file that can be written to by --log FILE`,
+      { cause },
+    )
+  }
+  return (event) => {
+    if (log !== undefined) {
+      try {
+        fs.writeSync(log, `${JSON.stringify({ time: new Date().toISOString(), ...event })}\n`)
+      } catch (cause) {
+        log = undefined
+        const text = `The log "${file}" ends here: ${(cause as Error).message.split(',')[0]}`
+        screen({ event: 'note', text })
+      }
+    }
+    screen(event)
   }
 }
 
