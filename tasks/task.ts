@@ -434,6 +434,10 @@ export async function commandLine<T>(
     return options[name]?.positional ? [value] : [`--${kebab(name)} ${value}`.trim()]
   })
   const args = process.argv.slice(self + 1)
+  if (args[0] === DESCRIBE) {
+    console.log(JSON.stringify({ description, options }))
+    process.exit(0)
+  }
   const end = args.indexOf('--')
   // yargs counts what follows `--` as no positional at all, so a name like -x is masked until after
   if (end >= 0) {
@@ -474,6 +478,9 @@ export async function commandLine<T>(
   const named = names.filter((name) => given[name] !== undefined)
   return Object.fromEntries(named.map((name) => [name, unmask(given[name])])) as T
 }
+
+/** What asks a command for its options as JSON, for programs that complete command lines. */
+export const DESCRIBE = '--describe-options'
 
 /** A character that is no one's: reserved for private use. */
 const MASK = '\ue000'
@@ -892,7 +899,8 @@ function forProgram(program: string, env: NodeJS.ProcessEnv): NodeJS.ProcessEnv 
   return { ...env, [name]: kept?.join(';') }
 }
 
-function kebab(name: string): string {
+/** A name of an option as it is on a command line: `guestIp` is `guest-ip`. */
+export function kebab(name: string): string {
   return name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
 }
 
