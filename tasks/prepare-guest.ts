@@ -1,5 +1,5 @@
 #!/usr/bin/env zx
-/** Prepare the guest in a VM of VirtualBox, while it runs, so that it starts on Hyper-V. */
+/** Prepare the guest in a VM of VirtualBox, while it runs, or Windows on a disk, so that it starts on Hyper-V. */
 import fs from 'fs-extra'
 import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
@@ -20,6 +20,12 @@ import {
   Secret,
   toWindows,
 } from './task.ts'
+import {
+  BOOT_DRIVERS,
+  prepareDisk,
+  type PrepareDiskResult,
+  undoPrepareDisk,
+} from './prepare-guest/disk.ts'
 
 /** The way into a guest that VirtualBox runs. */
 export interface GuestAccess {
@@ -160,7 +166,7 @@ interface Guest {
 }
 
 /** A script for `sh`, or the template of one for PowerShell. */
-type GuestScript = string | [TemplateStringsArray, ...(string | boolean)[]]
+type GuestScript = string | [TemplateStringsArray, ...(string | boolean | readonly string[])[]]
 
 type Ssh = ReturnType<typeof parseHost> & { url: string }
 
@@ -220,16 +226,17 @@ async function scriptFor(
       text,
     ].join('\n')
   }
-  const pieces = ['mode', 'dryRun', 'suspendBitLocker', 'keepAdditions', 'detached', 'shutDown']
-  return [
-    [...pieces.map((piece) => `\n$${piece} = `), `\n${text}`] as unknown as TemplateStringsArray,
+  const values = {
     mode,
     dryRun,
-    suspendBitlocker,
+    suspendBitLocker: suspendBitlocker,
     keepAdditions,
     detached,
     shutDown,
-  ]
+    bootDrivers: BOOT_DRIVERS,
+  }
+  const pieces = [...Object.keys(values).map((name) => `\n$${name} = `), `\n${text}`]
+  return [pieces as unknown as TemplateStringsArray, ...Object.values(values)]
 }
 
 /** Seconds that a guest may take for shutting down: it may be putting updates in. */
@@ -511,9 +518,16 @@ async function readPassword(
 const options: Record<string, Option> = {
   vm: {
     type: 'string',
-    demandOption: true,
-    describe: 'The VM’s name in VirtualBox',
+    describe: 'The VM’s name in VirtualBox, which runs it',
     example: 'Win10',
+  },
+  disk: {
+    type: 'string',
+    describe: 'Instead of a VM: a disk with Windows, converted for Hyper-V, on the host',
+  },
+  host: {
+    type: 'string',
+    describe: 'The host that has the disk: local, or ssh://[user@]host[:port] [default: local]',
   },
   user: {
     type: 'string',
@@ -544,19 +558,10 @@ const options: Record<string, Option> = {
 
 await command(
   import.meta,
-  'Prepare the guest in a VM, while VirtualBox runs it, so that it starts on Hyper-V',
+  'Prepare the guest in a VM, while VirtualBox runs it, or Windows on a disk, so that it starts on Hyper-V',
   options,
-  async (
-    { credential, undo = false, ...given }: Omit<PrepareGuestOptions, 'password'> & {
-      credential?: string
-      undo?: boolean
-    },
-  ) => {
-    if (credential !== undefined && given.user === undefined) {
-      throw new TypeError('Cannot sign in to the guest: no user is named. Add --user Administrator')
-    }
-    const password = await readPassword(credential, given.user)
-    const result = await (undo ? undoPrepareGuest : prepareGuest)({ ...given, password })
+  async ({ disk, host, ...all }: CommandLine) => {
+    const result = disk === undefined ? await onVm(all, host) : await onDisk(disk, host, all)
     for (const { state, detail } of result.steps) {
       if (state === 'warning' || state === 'refusal') console.error(`${detail}.`)
     }
@@ -564,3 +569,53 @@ await command(
     return result
   },
 )
+
+type CommandLine = Omit<Partial<PrepareGuestOptions>, 'password'> & {
+  disk?: string
+  host?: string
+  credential?: string
+  undo?: boolean
+}
+
+async function onDisk(
+  disk: string,
+  host: string | undefined,
+  { undo = false, dryRun = false, ...rest }: CommandLine,
+): Promise<PrepareDiskResult> {
+  const [other] = Object.keys(rest)
+  if (other !== undefined) {
+    const flag = `--${other.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`
+    throw new TypeError(
+      `Cannot prepare the guest on "${disk}": --disk goes without ${flag}, for nothing runs there. Leave it out`,
+    )
+  }
+  const { ps, close } = openPowerShell({ host })
+  try {
+    if (!undo) return await prepareDisk({ disk, dryRun }, ps)
+    return await undoPrepareDisk({ changed: true, disk }, ps, dryRun) as PrepareDiskResult
+  } finally {
+    await close()
+  }
+}
+
+async function onVm(
+  { vm, credential, undo = false, ...rest }: CommandLine,
+  host: string | undefined,
+): Promise<PrepareGuestResult> {
+  if (vm === undefined) {
+    throw new TypeError(
+      'Cannot prepare a guest: neither a VM nor a disk is named. Run again with --vm or --disk',
+    )
+  }
+  if (host !== undefined) {
+    throw new TypeError(
+      `Cannot prepare the guest in "${vm}": --host goes with --disk. For a guest of another machine run again with --via ssh://HOST`,
+    )
+  }
+  const given = { vm, ...rest }
+  if (credential !== undefined && given.user === undefined) {
+    throw new TypeError('Cannot sign in to the guest: no user is named. Add --user Administrator')
+  }
+  const password = await readPassword(credential, given.user)
+  return await (undo ? undoPrepareGuest : prepareGuest)({ ...given, password })
+}

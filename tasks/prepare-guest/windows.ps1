@@ -7,6 +7,7 @@
 #   $keepAdditions     leave the Guest Additions alone
 #   $detached          the Guest Additions carry this script, so they are removed after it
 #   $shutDown          shut the guest down after it, unless it would not start on Hyper-V
+#   $bootDrivers       what Windows may start from there
 #
 # What was before the first change is in before.json below ProgramData\vbox-to-hyperv.
 $ErrorActionPreference = 'Stop'
@@ -93,7 +94,7 @@ function first($text) { ([string]$text).Trim().Split([char]10)[0].Trim() }
 
 # Windows starts with the drivers that start with it, and disables those whose hardware it does not see.
 function bootDrivers {
-  $there = @('vmbus', 'storvsc', 'intelide', 'atapi', 'pciide', 'storahci' | Where-Object { Test-Path -LiteralPath "$services\$_" })
+  $there = @($bootDrivers | Where-Object { Test-Path -LiteralPath "$services\$_" })
   $scsi = 'vmbus' -in $there -and 'storvsc' -in $there
   if (-not $scsi -and ('intelide' -notin $there -or 'atapi' -notin $there)) {
     say 'boot-drivers' 'refusal' 'This Windows has neither vmbus and storvsc nor intelide and atapi, and stops on Hyper-V with 0x7B (INACCESSIBLE_BOOT_DEVICE). Install the integration services in it'

@@ -3,6 +3,7 @@ import fs from 'fs-extra'
 import { deepEqual, equal, match, ok } from 'node:assert/strict'
 import { join } from 'node:path'
 import { suite } from 'uvu'
+import { BOOT_DRIVERS } from '../../../tasks/prepare-guest/disk.ts'
 import { script } from '../../../tasks/task.ts'
 import { needs } from '../../needs.ts'
 import { type SimulatedHost, simulatedHost } from '../../simulated-host.ts'
@@ -149,19 +150,12 @@ async function parts(
     detached = false,
     shutDown = false,
   }: Given,
-): Promise<[TemplateStringsArray, ...(string | boolean)[]]> {
+): Promise<[TemplateStringsArray, ...(string | boolean | readonly string[])[]]> {
   const text = await fs.readFile(join(root, 'tasks/prepare-guest/windows.ps1'), 'utf8')
-  const pieces = ['mode', 'dryRun', 'suspendBitLocker', 'keepAdditions', 'detached', 'shutDown']
-    .map((name) => `\n$${name} = `)
-  return [
-    [...pieces, `\n${text}`] as unknown as TemplateStringsArray,
-    mode,
-    dryRun,
-    suspendBitLocker,
-    keepAdditions,
-    detached,
-    shutDown,
-  ]
+  const bootDrivers = BOOT_DRIVERS
+  const values = { mode, dryRun, suspendBitLocker, keepAdditions, detached, shutDown, bootDrivers }
+  const pieces = Object.keys(values).map((name) => `\n$${name} = `)
+  return [[...pieces, `\n${text}`] as unknown as TemplateStringsArray, ...Object.values(values)]
 }
 
 function said(answer: Answer, step: string): string[] {
