@@ -84,6 +84,7 @@ async function tell(
     $before = New-Object Collections.ArrayList
     $left = New-Object Collections.ArrayList
     $found = New-Object Collections.ArrayList
+    $seen = @{}
 
     function say($step, $state, $detail) { $null = $steps.Add([ordered]@{ step = $step; state = $state; detail = $detail }) }
     function finish {
@@ -176,6 +177,7 @@ async function tell(
       $hive = 'vbox-to-hyperv-' + [guid]::NewGuid().ToString('N')
       $said = ask @('load', (keyOf), $path)
       if ($said.code -ne 0) { throw "$cannot the registry of Windows on it could not be loaded (reg load: exit code $($said.code)), which takes an administrator. Run again in PowerShell as administrator" }
+      $seen.Clear()
       try { & $work } finally {
         tidy {
           for ($try = 1; (ask @('unload', (keyOf))).code -ne 0; $try++) {
@@ -185,8 +187,9 @@ async function tell(
         } "reg unload $(keyOf)"
       }
     }
-    # names of its keys, and values as reg.exe writes them
+    # names of its keys, and values as reg.exe writes them, kept until something is changed
     function read($path) {
+      if ($seen.ContainsKey($path)) { return $seen[$path] }
       $said = ask @('query', (keyOf $path))
       if ($said.code -ne 0) { throw "$cannot the registry of Windows on it has no key ""$path"", or it cannot be read (reg query: exit code $($said.code)). Run in the guest: chkdsk /f" }
       $start = 'HKEY_LOCAL_MACHINE' + (keyOf $path).Substring(4) + $slash
@@ -195,6 +198,7 @@ async function tell(
         if ($line -match '^ {4}(.*?) {4}(REG_[A-Z_]+)(?: {4}(.*))?$') { $content.values[$Matches[1]] = [string]$Matches[3] }
         elseif ($line.StartsWith($start, 'OrdinalIgnoreCase')) { $content.keys += $line.Substring($start.Length) }
       }
+      $seen[$path] = $content
       $content
     }
     function has($path) {
@@ -206,6 +210,7 @@ async function tell(
       $true
     }
     function change($asked, $what) {
+      $seen.Clear()
       $said = ask $asked
       if ($said.code -ne 0) { throw "$cannot its registry does not take $what (reg $($asked[0]): exit code $($said.code)). Run in the guest: chkdsk /f" }
     }

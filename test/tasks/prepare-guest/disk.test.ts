@@ -369,18 +369,17 @@ test('runs as a command', async ({ host, disk, hive }) => {
     'changed',
   ])
   deepEqual(await hive(), HIVE)
-  for (
-    const [args, why] of [
-      [[], /neither a VM nor a disk is named/],
-      [['--vm', 'a', '--disk', disk], /--disk goes without --vm/],
-      [['--disk', disk, '--shut-down'], /--disk goes without --shut-down/],
-      [['--vm', 'a', '--host', 'local'], /--host goes with --disk/],
-    ] as [string[], RegExp][]
-  ) {
+  const refusals: [string[], RegExp][] = [
+    [[], /neither a VM nor a disk is named/],
+    [['--vm', 'a', '--disk', disk], /--disk goes without --vm/],
+    [['--disk', disk, '--shut-down'], /--disk goes without --shut-down/],
+    [['--vm', 'a', '--host', 'local'], /--host goes with --disk/],
+  ]
+  await Promise.all(refusals.map(async ([args, why]) => {
     const { code, stdout, stderr } = await run(host, ...args)
     deepEqual([code, stdout], [1, ''])
     match(stderr, why)
-  }
+  }))
 })
 
 disks.run()
