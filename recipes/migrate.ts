@@ -75,6 +75,10 @@ export interface MigrateTools {
   agreePrepare?: (question: string) => Promise<boolean>
   /** Picks one of several VMs. @default refuses, naming them */
   pick?: (names: string[]) => Promise<string>
+  /**
+   * Picks the network adapter of a switch that is not there yet. @default refuses, naming them
+   */
+  pickAdapter?: (adapters: CheckHostResult['adapters']) => Promise<string>
   /** Stops at the next safe point. */
   signal?: AbortSignal | undefined
   /** Opens `local` or `ssh://...`. @default by the PowerShell there */
@@ -102,7 +106,12 @@ export async function migrate(options: MigrateOptions, tools: MigrateTools): Pro
   try {
     const name = options.name ?? vm.name
     const target = await chooseTarget(to, name, { ...options, state }, asked, screen)
-    const asks = { ...wishes, ...(memory !== undefined && { memory: parseMemory(memory) }) }
+    const adapter = await chooseAdapter(wishes, target, asked, tools)
+    const asks = {
+      ...wishes,
+      ...(adapter !== undefined && { adapter }),
+      ...(memory !== undefined && { memory: parseMemory(memory) }),
+    }
     if (prepare !== undefined) {
       // what the host refuses is known before the guest is touched, too
       const refusals = await refuseEarly(vm, asks, target, asked)
@@ -235,6 +244,22 @@ async function chooseTarget(
     text: `There is no PowerShell with Hyper-V here: this makes a bundle.\n`,
   })
   return { kind: 'bundle', dir }
+}
+
+/** The adapter that is asked for, or else picked by a person where a switch has to be made. */
+async function chooseAdapter(
+  { external, adapter }: Omit<Wishes, 'memory'>,
+  target: Target,
+  host: Host | undefined,
+  { pickAdapter }: MigrateTools,
+): Promise<string | undefined> {
+  if (external === undefined || adapter !== undefined || target.kind === 'bundle') return adapter
+  const isIt = ({ name }: { name: string }) => name.toLowerCase() === external.toLowerCase()
+  if (!pickAdapter || host === undefined || target.host.switches.some(isIt)) return undefined
+  const { adapters } = await checkHost({ external }, host.ps)
+  const free = adapters.filter(({ bound }) => !bound)
+  // none: the refusal says so
+  return free.length > 0 ? await pickAdapter(free) : undefined
 }
 
 async function checkBundle(plan: Plan, dir: string): Promise<string[]> {
@@ -610,6 +635,15 @@ if (given) {
         signal: signal(),
         ...(person && !yes && { agree: () => confirm('Go ahead?'), agreePrepare: confirm }),
         ...(person && { pick: (names) => select('Which VM?', names) }),
+        ...(person && {
+          pickAdapter: async (adapters) => {
+            const lines = adapters.map(({ name, description, status, wifi }) =>
+              `${name}: ${description}, ${status}${wifi ? ', Wi-Fi' : ''}`
+            )
+            const line = await select('On which network adapter is the switch made?', lines)
+            return adapters[lines.indexOf(line)]?.name as string
+          },
+        }),
       })
     }
   } catch (error) {

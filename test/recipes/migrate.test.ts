@@ -397,6 +397,31 @@ test('leaves the host byte for byte as it was on a dry run', async ({ host, stat
   ok(events.some((event) => event.event === 'step' && event.state === 'would'))
 })
 
+test('asks on which adapter a switch is made that is not there, and for no other', async ({ host, state }) => {
+  const { ova } = await demo('bios', host.dir)
+  const asked: string[][] = []
+  const ask = async (options: MigrateOptions) => {
+    const events: RunEvent[] = []
+    await migrate({ source: [ova], dryRun: true, ...here(host, state), ...options }, {
+      screen: (event) => events.push(event),
+      host: () => lent(host),
+      pickAdapter: (adapters) => {
+        asked.push(adapters.map(({ name, wifi }) => `${name}${wifi ? ', Wi-Fi' : ''}`))
+        return Promise.resolve('Wi-Fi')
+      },
+    })
+    return events.flatMap((event) => event.event === 'plan' ? event.plan.steps : [])
+  }
+  const steps = await ask({ external: '桥接' })
+  deepEqual(asked, [['Wi-Fi, Wi-Fi', 'Ethernet']])
+  ok(steps.some(({ title }) => title.startsWith('Make the external switch "桥接" on "Wi-Fi"')))
+  await ask({ external: '桥接', adapter: 'Wi-Fi' })
+  await ask({ internal: 'Static-NAT' })
+  await host.ps`$null = New-VMSwitch -Name '桥接' -NetAdapterName 'Wi-Fi' -AllowManagementOS $true`
+  await ask({ external: '桥接' })
+  equal(asked.length, 1)
+})
+
 test('is taken back, last step first', async ({ host, state }) => {
   const { ova } = await demo('bios', host.dir)
   const before = await host.state()
