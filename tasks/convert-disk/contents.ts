@@ -1,8 +1,11 @@
 /** What the volumes of a disk hold, as far as it decides whether a copy of them will start. */
 import { openFat } from './fat.ts'
+import { little, read } from './header.ts'
 import { type Image, readDisk } from './image.ts'
 import { readNtfs } from './ntfs.ts'
 import { Damaged, type Layout, type ReadAt } from './partitions.ts'
+
+const { u16, u32 } = little
 
 export interface Volume {
   /** Bytes from the start of the disk. */
@@ -25,9 +28,12 @@ export interface Volume {
     | 'md'
     | 'unknown'
   label?: string
-  /** NTFS: it was not closed properly, and is checked when Windows starts. */
+  /** NTFS, ext: it was not closed properly, and is checked or mended when the guest starts. */
   dirty?: boolean
-  /** NTFS: Windows is to go on from its memory on disk, after hibernation or Fast Startup. */
+  /**
+   * NTFS: Windows is to go on from its memory on disk, after hibernation or Fast Startup. Swap: Linux is,
+   * from its memory there.
+   */
   hibernated?: boolean
   /** NTFS: Windows is installed there. */
   windows?: boolean
@@ -43,6 +49,14 @@ const LDM = [
   'af9b60a0-1431-4f62-bc68-3311714a69ad',
   '42',
 ]
+
+/** What Linux writes over swap's own signature, and takes back when it goes on (kernel/power/swap.c). */
+const HIBERNATED = 'S1SUSPEND\0'
+
+/** Of ext's superblock (fs/ext4/ext4.h): s_state, and a journal to be replayed in s_feature_incompat. */
+const EXT = { state: u16(1024 + 58), incompatible: u32(1024 + 96) }
+const EXT4_VALID_FS = 1
+const EXT4_FEATURE_INCOMPAT_RECOVER = 4
 
 /** Where file systems and containers have their signatures. */
 const SIGNATURES: [Volume['holds'], at: number, signature: string][] = [
@@ -64,6 +78,7 @@ const SIGNATURES: [Volume['holds'], at: number, signature: string][] = [
   ]),
   // at the end of the first page
   ['swap', 4096 - 10, 'SWAPSPACE2'],
+  ['swap', 4096 - 10, HIBERNATED],
   ['btrfs', 0x10040, '_BHRfS_M'],
 ]
 const LABELS: Partial<Record<Volume['holds'], [at: number, length: number]>> = {
@@ -116,6 +131,12 @@ async function describe(volume: Volume, at: ReadAt, length: number): Promise<voi
       '',
     )
     if (text) volume.label = text
+  }
+  if (volume.holds === 'swap') volume.hibernated = found?.[2] === HIBERNATED
+  if (volume.holds === 'ext' && start.length >= 2048) {
+    const { state, incompatible } = read(EXT, start)
+    volume.dirty = (state & EXT4_VALID_FS) === 0 ||
+      (incompatible & EXT4_FEATURE_INCOMPAT_RECOVER) !== 0
   }
   if (volume.holds === 'ntfs') Object.assign(volume, await readNtfs(at))
   // its texts are for people: the specification forbids to go by them

@@ -8,6 +8,8 @@ export interface Partition {
   length: number
   /** A GUID on GPT, two hexadecimal digits on MBR. */
   type: string
+  /** MBR: a BIOS starts what is in it. */
+  active?: true
 }
 
 export interface Layout {
@@ -84,8 +86,13 @@ export async function readLayout(image: Image): Promise<Layout> {
   const uefi = used.some(({ type }) => type === ESP_MBR)
   return {
     partitionTable: table ? 'mbr' : 'none',
-    partitions: [...used, ...await readLogical(image, used)]
-      .map(({ offset, length, type }) => ({ offset, length, type })),
+    partitions: [
+      ...used.map(({ indicator, ...partition }) => ({
+        ...partition,
+        ...(indicator === ACTIVE && { active: true as const }),
+      })),
+      ...await readLogical(image, used),
+    ],
     boots: boots(code || active, uefi),
   }
 }
@@ -114,7 +121,8 @@ async function readLogical(image: Image, primary: Partition[]): Promise<Partitio
     if (sector.readUInt16LE(SIGNATURE) !== 0xaa55) break
     const [logical, next] = readRecords(sector, image.sectorSize)
     if (logical && logical.type !== '00') {
-      partitions.push({ ...logical, offset: at + logical.offset })
+      const { indicator: _, ...partition } = logical
+      partitions.push({ ...partition, offset: at + logical.offset })
     }
     at = next && EXTENDED.includes(next.type) ? extended.offset + next.offset : undefined
   }

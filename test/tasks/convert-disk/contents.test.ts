@@ -246,4 +246,60 @@ needs(contents, 'mkfs.ext4', 'mkfs.xfs', 'mkfs.btrfs', 'mkswap', 'cryptsetup')(
   },
 )
 
+needs(contents, 'mkfs.ext4', 'debugfs', 'mkswap')(
+  'finds a Linux that is hibernated or was not shut down',
+  async ({ run, image }) => {
+    const file = await image('a.img', 8 * MB)
+    await run('mkfs.ext4', '-q', file)
+    const dirty = async () => (await inside(file)).map(({ dirty }) => dirty)
+    deepEqual(await dirty(), [false])
+    await run('debugfs', '-w', '-R', 'feature needs_recovery', file)
+    deepEqual(await dirty(), [true], 'its journal is to be replayed')
+    await run('debugfs', '-w', '-R', 'feature -needs_recovery', file)
+    await run('debugfs', '-w', '-R', 'set_super_value state 0', file)
+    deepEqual(await dirty(), [true], 'it was in use')
+    const swap = await image('b.img', 4 * MB)
+    await run('mkswap', swap)
+    deepEqual((await inside(swap)).map(({ hibernated }) => hibernated), [false])
+    // as the kernel does when it writes its memory there
+    const handle = await fs.open(swap, 'r+')
+    await fs.write(handle, 'S1SUSPEND\0', 4086, 'latin1')
+    await fs.close(handle)
+    deepEqual((await inside(swap)).map(({ holds, hibernated }) => [holds, hibernated]), [
+      ['swap', true],
+    ])
+  },
+)
+
+needs(contents, 'sgdisk')(
+  'reads the tables that sgdisk writes, and what is active in them',
+  async ({ run, image }) => {
+    const file = await image('a.img', 64 * MB)
+    const read = async () => {
+      const [found] = await inspectDisk({ from: file })
+      return [
+        found?.partitionTable,
+        found?.boots,
+        ...found?.partitions.map(({ type, length, active }) => [type, length / MB, active]) ?? [],
+      ]
+    }
+    const make = ['-n', '1:0:+8M', '-t', '1:0700', '-n', '2:0:+16M', '-t', '2:0700']
+    await run('sgdisk', ...make, '-n', '3:0:+8M', '-t', '3:8300', file)
+    await run('sgdisk', '-m', '1:2:3', file)
+    const parts = [['07', 8, undefined], ['07', 16, undefined], ['83', 8, undefined]]
+    deepEqual(await read(), ['mbr', 'none', ...parts])
+    // which sgdisk does not set
+    const disk = await fs.open(file, 'r+')
+    await fs.write(disk, Buffer.of(0x80), 0, 1, 446 + 16)
+    await fs.close(disk)
+    deepEqual(await read(), ['mbr', 'bios', parts[0], ['07', 16, true], parts[2]])
+    await run('sgdisk', '-Z', file)
+    await run('sgdisk', '-n', '1:0:+8M', '-t', '1:EF00', '-n', '2:0:0', '-t', '2:0700', file)
+    const ESP = 'c12a7328-f81f-11d2-ba4b-00a0c93ec93b'
+    deepEqual((await read()).slice(0, 3), ['gpt', 'uefi', [ESP, 8, undefined]])
+    await run('sgdisk', '-t', '1:EF02', file)
+    deepEqual((await read()).slice(0, 2), ['gpt', 'bios'])
+  },
+)
+
 contents.run()
