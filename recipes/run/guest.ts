@@ -8,8 +8,13 @@ export function guestOn(vm: VmDescription, disks: Disks): VmDescription['guest']
   const volumes = disks.flatMap((disk) => disk.volumes)
   if (volumes.some(({ windows }) => windows)) return 'windows'
   if (vm.guest !== 'unknown') return vm.guest
-  const linux: Volume['holds'][] = ['ext', 'xfs', 'btrfs', 'lvm', 'luks', 'md', 'swap']
-  return volumes.some(({ holds }) => linux.includes(holds)) ? 'linux' : 'unknown'
+  const some = (...kinds: Volume['holds'][]) => volumes.some(({ holds }) => kinds.includes(holds))
+  if (some('ext', 'xfs', 'btrfs', 'lvm', 'luks', 'md', 'swap')) return 'linux'
+  // Windows' own, which cannot be looked into
+  if (some('bitlocker', 'ldm', 'refs')) return 'windows'
+  const found = loaders(disks) ?? []
+  if (found.some((path) => /^EFI\/Microsoft\/Boot\/bootmgfw\.efi$/i.test(path))) return 'windows'
+  return found.some((path) => /\/(shim|grub)\w*\.efi$/i.test(path)) ? 'linux' : 'unknown'
 }
 
 /** What would keep the guest from starting, and what its user will meet. */
@@ -22,7 +27,13 @@ export function checkGuest(
   const refusals: string[] = []
   const notes: string[] = []
   const volumes = disks.flatMap((disk) => disk.volumes)
-  if (volumes.some(({ hibernated }) => hibernated)) {
+  if (volumes.some(({ hibernated, holds }) => hibernated && holds === 'swap')) {
+    refusals.push(
+      `Cannot move "${vm.name}": Linux in it is hibernated, and would go on from a memory that its new ` +
+        'hardware does not fit. Start it in VirtualBox, and run in it: sudo systemctl poweroff',
+    )
+  }
+  if (volumes.some(({ hibernated, holds }) => hibernated && holds !== 'swap')) {
     refusals.push(
       `Cannot move "${vm.name}": Windows in it is hibernated, or was shut down by Fast Startup, and would ` +
         'go on from a memory that its new hardware does not fit. Start it in VirtualBox, and run in it, ' +
@@ -32,7 +43,8 @@ export function checkGuest(
   for (const { holds, label, offset, dirty, damaged } of volumes) {
     const volume = `the volume ${label ? `"${label}"` : `at byte ${offset}`}`
     if (dirty) {
-      notes.push(`${capital(volume)} was not closed properly, so Windows checks it when it starts`)
+      const who = holds === 'ntfs' ? 'Windows' : 'Linux'
+      notes.push(`${capital(volume)} was not closed properly, so ${who} checks it when it starts`)
     }
     if (damaged) {
       notes.push(
@@ -58,6 +70,26 @@ export function checkGuest(
           'what a TPM unlocks does not come along',
       )
     }
+  }
+  if (volumes.some(({ holds }) => holds === 'ldm')) {
+    notes.push(
+      'There is a dynamic disk of Windows in it, which is not looked into: whether it can start is not ' +
+        'known before it is tried. All disks of its volumes have to move together',
+    )
+  }
+  const firmware = { bios: 1, efi: 2, unknown: undefined }[vm.firmware]
+  const boots = disks[0]?.boots
+  const only = boots === 'bios' ? 1 : boots === 'uefi' ? 2 : undefined
+  if (firmware !== undefined && only !== undefined && firmware !== only) {
+    const words = { 1: 'BIOS', 2: 'UEFI' } as const
+    notes.push(
+      `Its settings say ${words[firmware as 1 | 2]}, and its first disk has what ${
+        words[only]
+      } starts and nothing else. ` +
+        (only === generation
+          ? `It becomes a VM of generation ${generation}, as its disk needs; with its settings it would not start in VirtualBox either`
+          : `As generation ${generation} it will not find anything to start there`),
+    )
   }
   const boot = generation === 2 ? loaders(disks) : undefined
   if (boot && !boot.some((path) => path.toLowerCase() === FALLBACK.toLowerCase())) {
@@ -95,7 +127,8 @@ function driverNotes(vm: VmDescription, disks: Disks, generation: 1 | 2): string
     return [
       `Windows booted from ${controller.toUpperCase()} and will boot from IDE, where it may stop with 0x7B ` +
       '(INACCESSIBLE_BOOT_DEVICE). If that is not done yet, run while VirtualBox runs it: npx zx ' +
-      'tasks/prepare-guest.ts --vm NAME --user Administrator --credential prompt',
+      'tasks/prepare-guest.ts --vm NAME --user Administrator --credential prompt; or later, on the new ' +
+      'disk: npx zx tasks/prepare-guest.ts --disk FILE',
     ]
   }
   if (guest === 'linux') {

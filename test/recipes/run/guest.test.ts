@@ -11,10 +11,18 @@ const ESP = 'c12a7328-f81f-11d2-ba4b-00a0c93ec93b'
 
 function check(
   volumes: Partial<Volume>[],
-  { guest = 'unknown', generation = 2 as 1 | 2, wishes = {} as Wishes, controller = 'ide' } = {},
+  {
+    guest = 'unknown',
+    generation = 2 as 1 | 2,
+    wishes = {} as Wishes,
+    controller = 'ide',
+    firmware = 'unknown',
+    boots = 'both',
+  } = {},
 ) {
-  const vm = { name: 'web', guest, disks: [{ controller: { type: controller } }] }
+  const vm = { name: 'web', guest, firmware, disks: [{ controller: { type: controller } }] }
   const disk = {
+    boots,
     partitions: volumes.map((_, index) => ({ offset: index, length: 1, type: index ? 'x' : ESP })),
     volumes: volumes.map((volume, index) => ({
       holds: 'unknown',
@@ -60,6 +68,38 @@ guests('pain 5: refuses UEFI without the loader that a new VM starts, but not wh
   deepEqual(check([boots]).refusals, [])
 })
 
+guests('pain 11: refuses Linux that is to go on from its memory on disk', () => {
+  const { refusals } = check([boots, { holds: 'ext' }, { holds: 'swap', hibernated: true }])
+  equal(refusals.length, 1)
+  match(
+    String(refusals[0]),
+    /^Cannot move "web": Linux in it is hibernated, .+ sudo systemctl poweroff$/,
+  )
+  deepEqual(check([boots, { holds: 'swap', hibernated: false }]).refusals, [])
+})
+
+guests('pain 3: explains settings and disk that disagree on the firmware', () => {
+  const disagree = (firmware: string, found: string, generation: 1 | 2) =>
+    check([boots], { firmware, boots: found, generation }).notes
+      .filter((note) => note.startsWith('Its settings'))
+  deepEqual(disagree('bios', 'uefi', 2), [
+    'Its settings say BIOS, and its first disk has what UEFI starts and nothing else. It becomes a VM of ' +
+    'generation 2, as its disk needs; with its settings it would not start in VirtualBox either',
+  ])
+  deepEqual(disagree('efi', 'bios', 2), [
+    'Its settings say UEFI, and its first disk has what BIOS starts and nothing else. ' +
+    'As generation 2 it will not find anything to start there',
+  ])
+  for (const [firmware, found] of [['efi', 'uefi'], ['efi', 'both'], ['unknown', 'uefi']]) {
+    deepEqual(disagree(firmware as string, found as string, 2), [])
+  }
+})
+
+guests('says that a dynamic disk of Windows is not looked into', () => {
+  match(check([boots, { holds: 'ldm' }]).notes.join(), /a dynamic disk of Windows/)
+  equal(check([boots, { holds: 'lvm' }]).notes.join().includes('dynamic'), false)
+})
+
 guests('pain 12: says what an encrypted volume will ask for', () => {
   const { refusals, notes } = check([boots, { holds: 'bitlocker' }, { holds: 'luks' }])
   deepEqual(refusals, [])
@@ -87,6 +127,12 @@ guests('knows the guest by its disk, before what its settings say', () => {
   equal(check([{ holds: 'ntfs' }], { guest: 'linux' }).guest, 'linux')
   equal(check([{ holds: 'lvm' }]).guest, 'linux')
   equal(check([{ holds: 'fat' }]).guest, 'unknown')
+  // what cannot be looked into, and what starts it
+  equal(check([boots, { holds: 'bitlocker' }]).guest, 'windows')
+  const loaders = (...loaders: string[]) => check([{ holds: 'fat', loaders }]).guest
+  equal(loaders('EFI/Boot/bootx64.efi', 'EFI/Microsoft/Boot/bootmgfw.efi'), 'windows')
+  equal(loaders('EFI/BOOT/BOOTX64.EFI', 'EFI/debian/shimx64.efi'), 'linux')
+  equal(loaders('EFI/BOOT/BOOTX64.EFI'), 'unknown')
 })
 
 guests('pain 1, 2: says what the guest needs for its new hardware', () => {
@@ -94,6 +140,10 @@ guests('pain 1, 2: says what the guest needs for its new hardware', () => {
   match(
     check([{ holds: 'ntfs', windows: true }], sata).notes.join(),
     /booted from SATA .+ 0x7B .+prepare-guest\.ts --vm NAME --user Administrator/,
+  )
+  match(
+    check([{ holds: 'ntfs', windows: true }], sata).notes.join(),
+    /prepare-guest\.ts --disk FILE$/,
   )
   deepEqual(check([{ holds: 'ntfs', windows: true }], { generation: 1 }).notes, [])
   match(
