@@ -300,7 +300,12 @@ async function checkReach(plan: Plan, { ps, here }: Host, state: string): Promis
       ? await sizeThere(path, ps)
       : (await fs.stat(await here(path)).catch(() => undefined))?.size
     const result = before?.done.find((done) => done.step === step.id)?.result
-    const own = before?.outcome !== 'done' && (result?.fileSize ?? result?.size) === size
+    // a registry that was changed on a disk may have made its file larger
+    const prepared = step.id.replace(/^[a-z]+-disk/, 'prepare-guest')
+    const changed = [...before?.done.map((done) => done.step) ?? [], ...before?.unfinished ?? []]
+      .includes(prepared)
+    const whole = (result?.fileSize ?? result?.size) === size
+    const own = before?.outcome !== 'done' && (whole || (changed && result !== undefined))
     if (size !== undefined) made.push({ step, path, size, own })
     if (remote && step.task === 'convert-disk') continue
     if (size !== undefined && own) arrived += size
@@ -312,7 +317,7 @@ async function checkReach(plan: Plan, { ps, here }: Host, state: string): Promis
   plan.notes.push(...found.notes)
   const refusals = [...found.refusals]
   for (const step of plan.steps) {
-    const file = step.task === 'convert-disk' || step.task === 'send-disk'
+    const file = ['convert-disk', 'send-disk', 'prepare-guest'].includes(step.task)
     if (file && found.vm && found.refusals.length === 0) step.already = 'the VM has it'
   }
   for (const { step, path, own } of made) {

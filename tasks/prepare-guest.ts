@@ -27,6 +27,9 @@ import {
   undoPrepareDisk,
 } from './prepare-guest/disk.ts'
 
+export { prepareDisk, undoPrepareDisk } from './prepare-guest/disk.ts'
+export type { PrepareDiskOptions, PrepareDiskResult } from './prepare-guest/disk.ts'
+
 /** The way into a guest that VirtualBox runs. */
 export interface GuestAccess {
   /** The VM's name or UUID in VirtualBox. */

@@ -225,6 +225,24 @@ export function makePlan(
       options: { from: converted[index] as string, to: places[index] as string },
     })
   })
+  const prepared = disks.flatMap(({ volumes }, index) => {
+    const own = volumes.filter(({ windows }) => windows)
+    if (own.length === 0) return []
+    // a bundle's disk has to be the one that was packed; what was not closed Windows mends when it starts;
+    // mounting takes more rights than Hyper-V does
+    if (target.kind === 'bundle' || target.host.host.elevated === false) return []
+    if (own.some(({ dirty, hibernated }) => dirty || hibernated)) return []
+    const disk = places[index] as string
+    return add({
+      id: `prepare-guest-${index + 1}`,
+      task: 'prepare-guest',
+      where: 'host',
+      needs: made,
+      title: `Prepare Windows on "${disk}": boot drivers, Fast Startup off`,
+      undo: 'put its registry back',
+      options: { disk, vm: name },
+    })
+  })
   const switches: string[] = []
   if (wishes.external !== undefined) {
     const { share = true } = wishes
@@ -286,7 +304,7 @@ export function makePlan(
     id: 'create-vm',
     task: 'create-vm',
     where: 'host',
-    needs: made,
+    needs: [...made, ...prepared],
     title: `Make the VM "${name}": generation ${generation}, ${count(cpus, 'CPU')}, ${
       size(memory)
     }, Secure Boot ${secureBoot}`,

@@ -8,6 +8,7 @@ import { enableNested, undoEnableNested } from '../../tasks/enable-nested.ts'
 import { forwardPort, undoForwardPort } from '../../tasks/forward-port.ts'
 import type { GuardOptions } from '../../tasks/guard.ts'
 import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
+import { prepareDisk, undoPrepareDisk } from '../../tasks/prepare-guest.ts'
 import { type GuestCredential, setGuestIp, undoSetGuestIp } from '../../tasks/set-guest-ip.ts'
 import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
 import { startVm, undoStartVm } from '../../tasks/start-vm.ts'
@@ -66,6 +67,18 @@ export const tasks = {
       return sendDisk(options, { host, step, signal, onProgress })
     },
     undo: (result, { ps }) => undoPlaceDisk(result, ps),
+  }),
+  'prepare-guest': task({
+    run: async (options: Parameters<typeof prepareDisk>[0], { ps }) => {
+      const result = await prepareDisk(options, ps)
+      const [obstacle] = result.steps.filter(({ state }) => state === 'refusal')
+      if (obstacle) {
+        throw new Error(`Cannot prepare Windows on "${options.disk}": ${obstacle.detail}`)
+      }
+      const warnings = result.steps.filter(({ state }) => state === 'warning')
+      return { ...result, warnings: warnings.map(({ detail }) => `${detail}.`) }
+    },
+    undo: (result, { ps }) => undoPrepareDisk(result, ps),
   }),
   'create-switch': task({
     run: (options: Parameters<typeof createSwitch>[0], { ps }) => createSwitch(options, ps),

@@ -13,6 +13,8 @@ export interface PrepareDiskOptions {
   disk: string
   /** Files that belong to the source, as the host names them: none of them is changed. @default none */
   source?: readonly string[] | undefined
+  /** The VM that is to have the disk: one that has it already keeps it as it is. @default none */
+  vm?: string | undefined
   /** Say what would change. @default false */
   dryRun?: boolean | undefined
 }
@@ -46,10 +48,10 @@ export interface PrepareDiskResult {
  * access path; Win32_Volume.DirtyBitSet tells of it too; an administrator may read hiberfil.sys.
  */
 export async function prepareDisk(
-  { disk, source = [], dryRun = false }: PrepareDiskOptions,
+  { disk, source = [], vm, dryRun = false }: PrepareDiskOptions,
   ps = powershell,
 ): Promise<PrepareDiskResult> {
-  return await tell('prepare', disk, source, dryRun, ps)
+  return await tell('prepare', disk, source, vm, dryRun, ps)
 }
 
 /** Puts back what {@link prepareDisk} changed, where it is still so. Harmless where nothing was, or the disk is gone. */
@@ -58,13 +60,14 @@ export async function undoPrepareDisk(
   ps = powershell,
   dryRun = false,
 ): Promise<PrepareDiskResult | undefined> {
-  return changed ? await tell('undo', disk, [], dryRun, ps) : undefined
+  return changed ? await tell('undo', disk, [], undefined, dryRun, ps) : undefined
 }
 
 async function tell(
   mode: 'prepare' | 'undo',
   disk: string,
   source: readonly string[],
+  owner: string | undefined,
   dryRun: boolean,
   ps: typeof powershell,
 ): Promise<PrepareDiskResult> {
@@ -72,6 +75,7 @@ async function tell(
   const { stdout } = await ps`
     $disk = ${disk}
     $sources = ${source}
+    $owner = ${owner}
     $drivers = ${BOOT_DRIVERS}
     $mode = ${mode}
     $dryRun = ${dryRun}
@@ -137,6 +141,7 @@ async function tell(
       foreach ($drive in @(Get-VMHardDiskDrive -VM $vm | Where-Object { $_.Path })) {
         $direct = $file.Equals($drive.Path, 'OrdinalIgnoreCase')
         if (-not $direct -and -not $file.Equals((baseOf $drive.Path), 'OrdinalIgnoreCase')) { continue }
+        if ($vm.Name.Equals($owner, 'OrdinalIgnoreCase')) { say 'disk' 'ok' "The VM ""$($vm.Name)"" has it already"; finish; return }
         if ([string]$vm.State -ne 'Off') { throw "$cannot the VM ""$($vm.Name)"" has it and is $($vm.State). Run: Stop-VM -Name $of" }
         if (-not $direct) { throw "$cannot the VM ""$($vm.Name)"" has checkpoints on top of it, which a change below would break. Run: Get-VMSnapshot -VMName $of | Remove-VMSnapshot" }
       }

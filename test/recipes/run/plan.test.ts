@@ -222,6 +222,34 @@ plans('converts for another machine in a folder here, and sends from there', () 
   ok(other?.task === 'convert-disk' && other.options.to !== convert.options.to)
 })
 
+plans('prepares Windows on its converted disk, where that can be written to', () => {
+  const volume = { offset: 0, length: 1, holds: 'ntfs' as const }
+  const to = (elevated: boolean): Target => ({
+    kind: 'local',
+    folder: 'D:\\Hyper-V',
+    host: { switches: [], host: { elevated } } as unknown as CheckHostResult,
+  })
+  const local = to(true)
+  const steps = (volumes: Disks[number]['volumes'], to: Target) =>
+    makePlan(vm({}), [disk({ volumes })], {}, to).plan.steps
+  const all = steps([{ ...volume, windows: true }], local)
+  const windows = all.find(({ task }) => task === 'prepare-guest')
+  ok(windows?.task === 'prepare-guest')
+  deepEqual(windows.options, { disk: 'D:\\Hyper-V\\web.vhdx', vm: 'web' })
+  const made = all.find(({ task }) => task === 'create-vm')
+  ok(made?.needs.includes(windows.id))
+  for (
+    const [volumes, to] of [
+      [[{ ...volume }], local],
+      [[{ ...volume, windows: true, dirty: true }], local],
+      [[{ ...volume, windows: true }], to(false)],
+      [[{ ...volume, windows: true }], bundle],
+    ] as const
+  ) {
+    equal(steps([...volumes], to).some(({ task }) => task === 'prepare-guest'), false)
+  }
+})
+
 plans('turns the port forwards of VirtualBox into mappings of the host’s NAT', () => {
   const [nat, ...others] = vm({}).nics as [VmDescription['nics'][number]]
   const forward = (name: string, hostIp: string, hostPort: number, guestPort: number) => ({

@@ -1,7 +1,9 @@
 import fs from 'fs-extra'
 import { deepEqual, equal, match, ok, rejects } from 'node:assert/strict'
-import { join } from 'node:path'
+import { execFile } from 'node:child_process'
+import { delimiter, join } from 'node:path'
 import process from 'node:process'
+import { promisify } from 'node:util'
 import { suite } from 'uvu'
 import { demo } from '../../../fixtures/demo.ts'
 import { migrate, type MigrateOptions } from '../../../recipes/migrate.ts'
@@ -106,7 +108,68 @@ test('refuses a file, which nothing runs', async ({ host }) => {
   )
 })
 
+const disks = suite<{ host: SimulatedHost }>('migrate of a Windows that nobody made ready')
+disks.before.each(async (context) => {
+  context.host = await simulatedHost()
+  await context.host.change(quickGuests)
+})
+disks.after.each(({ host }) => host.close())
+
+needs(disks, 'pwsh', 'mkntfs', 'wimcapture', 'wimapply')(
+  'pain 1: makes it ready on its converted disk, once, and leaves the source alone',
+  async ({ host }) => {
+    const source = await windowsDisk(host.dir)
+    const before = await fs.readFile(source)
+    const disk = join(host.dir, 'disks', 'win.vhdx')
+    const services = 'ControlSet001\\Services\\'
+    const hive = {
+      Select: { Current: '0x1', Default: '0x1', Failed: '0x0', LastKnownGood: '0x1' },
+      [`${services}vmbus`]: { Start: '0x3' },
+      [`${services}storvsc`]: { Start: '0x3' },
+      'ControlSet001\\Control\\CrashControl': { AutoReboot: '0x0' },
+    }
+    await host.change((state) => state.windows = [{ disk, partition: 1, hive }])
+    const options = { source: [source], prepare: undefined, name: 'win', generation: 1 as const }
+    const { outcome, events } = await run(host, options)
+    equal(outcome, 'done')
+    const done = events.flatMap((event) =>
+      event.event === 'step' ? [`${event.state} ${event.step}`] : []
+    )
+    ok(done.includes('done prepare-guest-1'), done.join())
+    ok(done.indexOf('done prepare-guest-1') < done.indexOf('started create-vm'))
+    const now = (await host.state()).windows[0].hive
+    deepEqual([now[`${services}vmbus`].Start, now[`${services}storvsc`].Start], ['0x0', '0x0'])
+    ok((await fs.readFile(source)).equals(before))
+    const state = await host.text()
+    equal((await run(host, options)).outcome, 'same')
+    equal(await host.text(), state)
+  },
+)
+
 preparing.run()
+disks.run()
+
+/** A disk with an MBR and one volume of NTFS, in which Windows' folders are. */
+async function windowsDisk(dir: string): Promise<string> {
+  // tools for file systems are the administrator's
+  const PATH = [process.env.PATH, '/usr/sbin', '/sbin'].join(delimiter)
+  const tool = (program: string, ...args: string[]) =>
+    promisify(execFile)(program, args, { cwd: dir, env: { ...process.env, PATH } })
+  const [volume, disk] = [join(dir, 'ntfs.img'), join(dir, 'win.img')]
+  await fs.ensureDir(join(dir, 'c', 'Windows', 'System32'))
+  await fs.writeFile(volume, '')
+  await fs.truncate(volume, 8 * 1024 ** 2)
+  await tool('wimcapture', 'c', 'c.wim', '--compress=none')
+  await tool('mkntfs', '-q', '-F', '-c', '4096', '-p', '2048', volume)
+  await tool('wimapply', 'c.wim', '1', volume)
+  const start = Buffer.alloc(2048 * 512)
+  start.set([0x80, 0, 0, 0, 0x07], 446)
+  start.writeUInt32LE(2048, 446 + 8)
+  start.writeUInt32LE(8 * 1024 ** 2 / 512, 446 + 12)
+  start.writeUInt16LE(0xaa55, 510)
+  await fs.writeFile(disk, Buffer.concat([start, await fs.readFile(volume)]))
+  return disk
+}
 
 async function run(
   { ps, using, dir }: SimulatedHost,

@@ -287,6 +287,10 @@ test('pain 10: refuses what is the source’s, a VM’s that runs, under a check
       vm.state = state
     })
     await refused(new RegExp(`the VM "web \\[1\\]" has it and is ${state}\\. Run: Stop-VM -Name '`))
+    const { changed, steps } = await prepareDisk({ disk, vm: 'WEB [1]' }, host.ps)
+    deepEqual([changed, steps.map(({ detail }) => detail)], [false, [
+      'The VM "web [1]" has it already',
+    ]])
   }
   await host.change(({ vms: [vm] }) => {
     vm.state = 'Off'
