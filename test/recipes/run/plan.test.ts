@@ -224,12 +224,12 @@ plans('converts for another machine in a folder here, and sends from there', () 
 
 plans('prepares Windows on its converted disk, where that can be written to', () => {
   const volume = { offset: 0, length: 1, holds: 'ntfs' as const }
-  const to = (elevated: boolean): Target => ({
+  const on = (elevated: boolean): Target => ({
     kind: 'local',
     folder: 'D:\\Hyper-V',
     host: { switches: [], host: { elevated } } as unknown as CheckHostResult,
   })
-  const local = to(true)
+  const local = on(true)
   const steps = (volumes: Disks[number]['volumes'], to: Target) =>
     makePlan(vm({}), [disk({ volumes })], {}, to).plan.steps
   const all = steps([{ ...volume, windows: true }], local)
@@ -242,7 +242,7 @@ plans('prepares Windows on its converted disk, where that can be written to', ()
     const [volumes, to] of [
       [[{ ...volume }], local],
       [[{ ...volume, windows: true, dirty: true }], local],
-      [[{ ...volume, windows: true }], to(false)],
+      [[{ ...volume, windows: true }], on(false)],
       [[{ ...volume, windows: true }], bundle],
     ] as const
   ) {
