@@ -31,6 +31,8 @@ export interface VmDescription {
   firmware: 'bios' | 'efi' | 'unknown'
   /** Absent where the source does not say: EFI without an .nvram file, bare disks. */
   secureBoot?: boolean
+  /** What its firmware remembers to start, in its order. None of it comes along. Absent as `secureBoot` is. */
+  bootEntries?: BootEntry[]
   tpm: boolean
   /** As the source calls it, e.g. `Windows10_64`. */
   osType: string
@@ -106,6 +108,13 @@ export interface Nic {
   model: string
   /** Port forwards of its NAT. */
   forwards: Forward[]
+}
+
+export interface BootEntry {
+  /** E.g. `Windows Boot Manager`, `ubuntu`. */
+  name: string
+  /** The loader on its EFI system partition, e.g. `\\EFI\\ubuntu\\shimx64.efi`. */
+  path: string
 }
 
 export interface DvdDrive {
@@ -371,8 +380,7 @@ async function readVbox(file: string): Promise<VmDescription> {
     const nvram = child(child(hardware(machine), 'BIOS'), 'NVRAM') ??
       child(child(hardware(machine), 'Firmware'), 'NVRAM') // since 7.1
     const path = attribute(nvram, 'path') ?? `${basename(file, extname(file))}.nvram`
-    const secureBoot = await readSecureBoot(await local(path, dirname(file)))
-    if (secureBoot !== undefined) vm.secureBoot = secureBoot
+    Object.assign(vm, await readNvram(await local(path, dirname(file))))
   }
   return vm
 }
@@ -616,20 +624,60 @@ function drives(machine: Node, file: string, drive: string): Drive[] {
 }
 
 /**
- * Whether Secure Boot is on, from the variable SecureBootEnable in an .nvram file: the store of UEFI
- * variables as EDK II lays it out, alone or in a tar. Header of a variable in use: 0x55AA, state 0x3F.
+ * What an .nvram file keeps: the store of UEFI variables as EDK II lays it out, alone or in a tar.
+ *
+ * Secure Boot is on where a platform key is enrolled, unless SecureBootEnable says that it is off: a VM
+ * with keys that has never started has no such variable yet (EDK II, AuthVariableLib and SecureBootConfigDxe).
  */
-async function readSecureBoot(file: string): Promise<boolean | undefined> {
+async function readNvram(
+  file: string,
+): Promise<{ secureBoot: boolean; bootEntries: BootEntry[] } | undefined> {
   if (!await isFile(file) || (await fs.stat(file)).size > 64 * MB) return undefined
-  const store = await fs.readFile(file)
-  const name = Buffer.from('SecureBootEnable\0', 'utf16le')
-  for (let at = store.indexOf(name); at >= 0; at = store.indexOf(name, at + 1)) {
-    const header = at - 60
-    if (header >= 0 && store.readUInt16LE(header) === 0x55aa && store[header + 2] === 0x3f) {
-      return store[at + name.length] === 1
-    }
+  const variables = readVariables(await fs.readFile(file))
+  const order = variables.get('BootOrder') ?? Buffer.alloc(0)
+  const bootEntries: BootEntry[] = []
+  for (let at = 0; at + 2 <= order.length; at += 2) {
+    const number = order.readUInt16LE(at).toString(16).toUpperCase().padStart(4, '0')
+    const entry = readBootEntry(variables.get(`Boot${number}`) ?? Buffer.alloc(0))
+    if (entry !== undefined) bootEntries.push(entry)
   }
-  return false
+  const enable = variables.get('SecureBootEnable')
+  return { secureBoot: variables.has('PK') && enable?.[0] !== 0, bootEntries }
+}
+
+/** Begins a variable in use: 0x55AA, and the state VAR_ADDED of AUTHENTICATED_VARIABLE_HEADER. */
+const VARIABLE = Buffer.of(0xaa, 0x55, 0x3f)
+const VARIABLE_HEADER = 60
+
+function readVariables(store: Buffer): Map<string, Buffer> {
+  const variables = new Map<string, Buffer>()
+  for (let at = store.indexOf(VARIABLE); at >= 0; at = store.indexOf(VARIABLE, at + 1)) {
+    if (at + VARIABLE_HEADER > store.length) break
+    const [nameSize, dataSize] = [store.readUInt32LE(at + 36), store.readUInt32LE(at + 40)]
+    const data = at + VARIABLE_HEADER + nameSize
+    if (nameSize < 4 || nameSize > 1024 || data + dataSize > store.length) continue
+    const name = store.toString('utf16le', at + VARIABLE_HEADER, data)
+    if (name.endsWith('\0')) variables.set(name.slice(0, -1), store.subarray(data, data + dataSize))
+  }
+  return variables
+}
+
+/** UEFI specification 2.10, 3.1.3 (EFI_LOAD_OPTION) and 10.3.5.4 (a file's path). Undefined without a file. */
+function readBootEntry(option: Buffer): BootEntry | undefined {
+  let at = 6
+  while (at + 2 <= option.length && option.readUInt16LE(at) !== 0) at += 2
+  const name = option.toString('utf16le', 6, at)
+  at += 2
+  while (at + 4 <= option.length) {
+    const length = option.readUInt16LE(at + 2)
+    if (option[at] === 4 && option[at + 1] === 4 && length > 4) {
+      const path = option.toString('utf16le', at + 4, at + length).replace(/\0.*$/s, '')
+      return { name, path }
+    }
+    if (option[at] === 0x7f || length < 4) return undefined
+    at += length
+  }
+  return undefined
 }
 
 async function readOvf(file: string): Promise<VmDescription> {

@@ -205,14 +205,49 @@ settings('reads Secure Boot from the .nvram', async ({ dir, has }) => {
   const nvram = join(dir, 'vars.nvram')
   await fs.writeFile(nvram, Buffer.alloc(4096, 255))
   equal((await inspectVm({ source })).secureBoot, false)
-  const old = variable('SecureBootEnable', 1, 0x3c)
-  for (const value of [1, 0]) {
-    await fs.writeFile(
-      nvram,
-      Buffer.concat([Buffer.alloc(100), old, variable('SecureBootEnable', value)]),
-    )
-    equal((await inspectVm({ source })).secureBoot, value === 1)
+  const old = variable('SecureBootEnable', [1], 0x3c)
+  const key = variable('PK', Buffer.alloc(900, 7))
+  const cases: [Buffer[], boolean][] = [
+    [[key, old, variable('SecureBootEnable', [1])], true],
+    [[key, old, variable('SecureBootEnable', [0])], false],
+    // as it is before the first start
+    [[key], true],
+    // without a key there is nothing to go by
+    [[variable('SecureBootEnable', [1])], false],
+    [[variable('PK', [7], 0x3c), variable('SecureBootEnable', [1])], false],
+  ]
+  for (const [variables, expected] of cases) {
+    await fs.writeFile(nvram, Buffer.concat([Buffer.alloc(100), ...variables]))
+    equal((await inspectVm({ source })).secureBoot, expected)
   }
+})
+
+settings('pain 5: reads what EFI remembers to start from the .nvram', async ({ dir, has }) => {
+  const source = [await has('1.20.vbox')]
+  const node = (type: number, subtype: number, data: Buffer) => {
+    const header = Buffer.of(type, subtype, 0, 0)
+    header.writeUInt16LE(4 + data.length, 2)
+    return Buffer.concat([header, data])
+  }
+  const text = (value: string) => Buffer.from(`${value}\0`, 'utf16le')
+  const end = node(0x7f, 0xff, Buffer.alloc(0))
+  const entry = (name: string, ...nodes: Buffer[]) =>
+    Buffer.concat([Buffer.alloc(6), text(name), ...nodes, end])
+  const disk = node(4, 1, Buffer.alloc(38))
+  const store = [
+    variable('BootOrder', [2, 0, 0, 0, 1, 0, 9, 0, 0x0a, 0]),
+    variable('Boot0000', entry('UiApp', node(4, 6, Buffer.alloc(16)))),
+    variable('Boot0001', entry('桥接', disk, node(4, 4, text('\\EFI\\debian\\grubx64.efi')))),
+    variable('Boot0002', entry('ubuntu', disk, node(4, 4, text('\\EFI\\ubuntu\\shimx64.efi')))),
+    variable('Boot000A', Buffer.of(1, 2, 3)),
+  ]
+  await fs.writeFile(join(dir, 'vars.nvram'), Buffer.concat(store))
+  const { bootEntries, secureBoot } = await inspectVm({ source })
+  equal(secureBoot, false)
+  deepEqual(bootEntries, [
+    { name: 'ubuntu', path: '\\EFI\\ubuntu\\shimx64.efi' },
+    { name: '桥接', path: '\\EFI\\debian\\grubx64.efi' },
+  ])
 })
 
 settings('reads Secure Boot from the variables that OVMF comes with', async ({ dir, has }) => {
@@ -692,6 +727,48 @@ test('follows what VirtualBox is told, at once', async ({ dir }) => {
   await vboxManage(dir, 'discardstate', NAME)
 })
 
+test('tells Secure Boot of a VM that has its keys and has never started', async ({ dir }) => {
+  await vboxManage(
+    dir,
+    ...[
+      'createvm',
+      '--name',
+      'keys',
+      '--ostype',
+      'Windows11_64',
+      '--register',
+      '--basefolder',
+      dir,
+    ],
+  )
+  await vboxManage(dir, 'modifyvm', 'keys', '--firmware', 'efi')
+  const secureBoot = async () => (await inspectVm({ source: ['keys'] })).secureBoot
+  equal(await secureBoot(), undefined)
+  await vboxManage(dir, 'modifynvram', 'keys', 'inituefivarstore')
+  equal(await secureBoot(), false)
+  await vboxManage(dir, 'modifynvram', 'keys', 'enrollmssignatures')
+  equal(await secureBoot(), false)
+  await vboxManage(dir, 'modifynvram', 'keys', 'enrollorclpk')
+  equal(await secureBoot(), true)
+  await vboxManage(dir, 'unregistervm', 'keys', '--delete')
+})
+
+test('pain 11: tells that a VM runs', async ({ dir }) => {
+  // VirtualBox's own words, but for the state: without a driver for the processor nothing runs
+  const program = join(dir, 'running')
+  await fs.writeFile(
+    program,
+    '#!/bin/sh\nVBoxManage "$@" | sed \'s/^VMState="poweroff"$/VMState="running"/\'\n',
+    { mode: 0o755 },
+  )
+  process.env.VBOXMANAGE = program
+  try {
+    equal((await inspectVm({ source: [NAME] })).state, 'running')
+  } finally {
+    delete process.env.VBOXMANAGE
+  }
+})
+
 test('finds the disks of a linked clone', async ({ dir }) => {
   await vboxManage(
     dir,
@@ -787,11 +864,14 @@ function sentence(error: Error, file: string, why: RegExp): true {
 }
 
 /** A variable as EDK II stores it. */
-function variable(name: string, value: number, state = 0x3f): Buffer {
+function variable(name: string, value: Buffer | number[], state = 0x3f): Buffer {
+  const [text, data] = [Buffer.from(`${name}\0`, 'utf16le'), Buffer.from(value)]
   const header = Buffer.alloc(60)
   header.writeUInt16LE(0x55aa)
   header[2] = state
-  return Buffer.concat([header, Buffer.from(`${name}\0`, 'utf16le'), Buffer.from([value])])
+  header.writeUInt32LE(text.length, 36)
+  header.writeUInt32LE(data.length, 40)
+  return Buffer.concat([header, text, data])
 }
 
 /** A tar with these members; the third says the type of one. */
