@@ -99,12 +99,17 @@ export function checkGuest(
       : 'Run in it: sudo grub-install --target=x86_64-efi --removable'
     const text =
       `Cannot start "${vm.name}" by UEFI: a new VM knows of no loader but ${FALLBACK}, ` +
-      `and its EFI system partition has ${has}. ${mend}`
+      `and its EFI system partition has ${has}${remembers(vm)}. ${mend}`
     // who names the generation has the last word
     if (wishes.generation === 2) notes.push(text)
     else refusals.push(`${text}. Or run again with --generation 2 to move it as it is`)
   }
   return { refusals, notes: [...notes, ...driverNotes(vm, disks, generation)] }
+}
+
+function remembers({ bootEntries: [first] = [] }: VmDescription): string {
+  if (first === undefined) return ''
+  return ` (VirtualBox starts ${first.path} there, which its own firmware remembers as "${first.name}")`
 }
 
 /** What firmware starts that remembers no boot entry (UEFI specification 2.10, 3.5.1.1). */

@@ -173,6 +173,47 @@ settings(
   },
 )
 
+settings(
+  'pain 10: takes the attached leaf of a tree of snapshots, in a .vbox of VirtualBox 5.0',
+  async ({ dir, has }) => {
+    const file = await has('1.15.vbox')
+    const vm = await inspectVm({ source: [file] })
+    const leaf = (last: string) => join(dir, 'Snapshots', `{${uuid(last)}}.vdi`)
+    deepEqual([vm.cpus, vm.memory, vm.firmware, vm.state], [2, 3072 * MB, 'bios', 'poweroff'])
+    deepEqual(vm.snapshots, ['installed', 'updated', 'tried'])
+    deepEqual(vm.disks.map(({ chain, controller }) => [controller?.type, ...chain]), [
+      ['sata', leaf('e3'), leaf('e2'), join(dir, 'jump.vdi')],
+      ['sas', join(dir, 'data.vhd')],
+    ])
+    const additions = 'C:/Program Files/Oracle/VirtualBox/VBoxGuestAdditions.iso'
+    deepEqual(vm.dvds.map(({ path }) => path?.endsWith('VBoxGuestAdditions.iso')), [true])
+    equal(vm.removable.length, 2)
+    if (process.platform !== 'win32') equal(vm.dvds[0]?.path, additions)
+    deepEqual(vm.nics[0]?.forwards, [{
+      name: 'rdp',
+      protocol: 'tcp',
+      hostIp: '',
+      hostPort: 33389,
+      guestIp: '',
+      guestPort: 3389,
+    }])
+    deepEqual(vm.sharedFolders, [{ name: 'd', path: 'D:\\', writable: true, autoMount: true }])
+    deepEqual(vm.warnings.slice(0, 3), [
+      'Snapshots, other than its current state, do not come along: installed, updated, tried',
+      'Shared folders do not come along: d',
+      'USB devices do not come along: Token',
+    ])
+  },
+)
+
+settings('describes a .vbox of a VirtualBox to come as those before it', async ({ dir, has }) => {
+  const known = await inspectVm({ source: [await has('1.20.vbox')] })
+  const text = await fs.readFile(join(fixtures, '1.20.vbox'), 'utf8')
+  const file = join(dir, 'later.vbox')
+  await fs.writeFile(file, text.replace('"1.20-windows"', '"1.99-linux" other="1"'))
+  deepEqual(await inspectVm({ source: [file] }), known)
+})
+
 settings('describes a .vbox of VirtualBox 7.1', async ({ has }) => {
   const vm = await inspectVm({ source: [await has('1.20.vbox')] })
   equal(vm.name, '007')

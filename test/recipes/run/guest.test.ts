@@ -18,9 +18,11 @@ function check(
     controller = 'ide',
     firmware = 'unknown',
     boots = 'both',
+    bootEntries = [] as { name: string; path: string }[],
   } = {},
 ) {
-  const vm = { name: 'web', guest, firmware, disks: [{ controller: { type: controller } }] }
+  const disks = [{ controller: { type: controller } }]
+  const vm = { name: 'web', guest, firmware, bootEntries, disks }
   const disk = {
     boots,
     partitions: volumes.map((_, index) => ({ offset: index, length: 1, type: index ? 'x' : ESP })),
@@ -53,6 +55,11 @@ guests('pain 5: refuses UEFI without the loader that a new VM starts, but not wh
   match(
     String(linux.refusals[0]),
     /^Cannot start "web" by UEFI: .+ has "EFI\/ubuntu\/shimx64\.efi"\. Run in it: sudo grub-install .+--generation 2/,
+  )
+  const bootEntries = [{ name: 'ubuntu', path: '\\EFI\\ubuntu\\shimx64.efi' }]
+  match(
+    String(check([esp, { holds: 'ext' }], { bootEntries }).refusals[0]),
+    /shimx64\.efi" \(VirtualBox starts \\EFI\\ubuntu\\shimx64\.efi there, .+ as "ubuntu"\)\. Run in it/,
   )
   const windows = check([{ ...esp, loaders: [] }, { holds: 'ntfs', windows: true }])
   match(
