@@ -1,7 +1,7 @@
 /** What the guest on the disks needs to start as a VM of Hyper-V. */
 import type { Volume } from '../../tasks/convert-disk/contents.ts'
 import type { VmDescription } from '../../tasks/inspect-vm.ts'
-import type { Disks, Wishes } from './plan.ts'
+import type { Disks, Target, Wishes } from './plan.ts'
 
 /** The guest's family. The disks are believed before the settings, which may have been chosen by chance. */
 export function guestOn(vm: VmDescription, disks: Disks): VmDescription['guest'] {
@@ -23,6 +23,7 @@ export function checkGuest(
   disks: Disks,
   generation: 1 | 2,
   wishes: Wishes,
+  prepares = false,
 ): { refusals: string[]; notes: string[] } {
   const refusals: string[] = []
   const notes: string[] = []
@@ -104,7 +105,18 @@ export function checkGuest(
     if (wishes.generation === 2) notes.push(text)
     else refusals.push(`${text}. Or run again with --generation 2 to move it as it is`)
   }
-  return { refusals, notes: [...notes, ...driverNotes(vm, disks, generation)] }
+  return { refusals, notes: [...notes, ...prepares ? [] : driverNotes(vm, disks, generation)] }
+}
+
+/**
+ * Whether a disk has a Windows that can be made ready on its converted copy. A bundle's disk has to be the
+ * one that was packed; what was not closed Windows mends when it starts; and mounting takes an administrator,
+ * which Hyper-V does not.
+ */
+export function canPrepare({ volumes }: Disks[number], target: Target): boolean {
+  const windows = volumes.filter(({ windows }) => windows)
+  if (target.kind === 'bundle' || target.host.host.elevated === false) return false
+  return windows.length > 0 && windows.every(({ dirty, hibernated }) => !dirty && !hibernated)
 }
 
 function remembers({ bootEntries: [first] = [] }: VmDescription): string {

@@ -6,7 +6,7 @@ import type { CheckHostResult } from '../../tasks/check-host.ts'
 import type { DiskDescription } from '../../tasks/convert-disk.ts'
 import type { GuardOptions } from '../../tasks/guard.ts'
 import type { Forward, VmDescription } from '../../tasks/inspect-vm.ts'
-import { checkGuest, guestOn } from './guest.ts'
+import { canPrepare, checkGuest, guestOn } from './guest.ts'
 import { joinHost } from './host.ts'
 import type { Call, StepResult } from './steps.ts'
 
@@ -161,7 +161,13 @@ export function makePlan(
   const storage = target.kind === 'ssh' ? folder : local ? undefined : wishes.storage
   const places = storage ? files.map((file) => joinHost(storage, file)) : converted
   const adapters = chooseAdapters(vm, wishes, target)
-  const guest = checkGuest(vm, disks, generation, wishes)
+  const guest = checkGuest(
+    vm,
+    disks,
+    generation,
+    wishes,
+    disks.some((disk) => canPrepare(disk, target)),
+  )
   const ports = chooseForwards(vm, wishes)
   refusals.push(...guest.refusals)
   notes.push(...adapters.notes, ...ports.notes, ...guest.notes)
@@ -225,13 +231,8 @@ export function makePlan(
       options: { from: converted[index] as string, to: places[index] as string },
     })
   })
-  const prepared = disks.flatMap(({ volumes }, index) => {
-    const own = volumes.filter(({ windows }) => windows)
-    if (own.length === 0) return []
-    // a bundle's disk has to be the one that was packed; what was not closed Windows mends when it starts;
-    // mounting takes more rights than Hyper-V does
-    if (target.kind === 'bundle' || target.host.host.elevated === false) return []
-    if (own.some(({ dirty, hibernated }) => dirty || hibernated)) return []
+  const prepared = disks.flatMap((each, index) => {
+    if (!canPrepare(each, target)) return []
     const disk = places[index] as string
     return add({
       id: `prepare-guest-${index + 1}`,

@@ -238,6 +238,12 @@ plans('prepares Windows on its converted disk, where that can be written to', ()
   deepEqual(windows.options, { disk: 'D:\\Hyper-V\\web.vhdx', vm: 'web' })
   const made = all.find(({ task }) => task === 'create-vm')
   ok(made?.needs.includes(windows.id))
+  const [one] = vm({}).disks as [VmDescription['disks'][number]]
+  const sata = vm({ disks: [{ ...one, controller: { type: 'sata', port: 0, device: 0 } }] })
+  const told = (to: Target) =>
+    makePlan(sata, [disk({ volumes: [{ ...volume, windows: true }] })], {}, to).plan.notes.join()
+  match(told(bundle), /may stop with 0x7B/)
+  ok(!told(local).includes('0x7B'), 'not where it is prevented')
   for (
     const [volumes, to] of [
       [[{ ...volume }], local],
