@@ -115,8 +115,10 @@ export function checkGuest(
  */
 export function canPrepare({ volumes }: Disks[number], target: Target): boolean {
   const windows = volumes.filter(({ windows }) => windows)
-  if (target.kind === 'bundle' || target.host.host.elevated === false) return false
-  return windows.length > 0 && windows.every(({ dirty, hibernated }) => !dirty && !hibernated)
+  if (windows.length === 0 || windows.some(({ dirty, hibernated }) => dirty || hibernated)) {
+    return false
+  }
+  return target.kind !== 'bundle' && target.host.host.elevated !== false
 }
 
 function remembers({ bootEntries: [first] = [] }: VmDescription): string {
