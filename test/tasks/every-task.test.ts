@@ -27,6 +27,7 @@ import { needs } from '../needs.ts'
 import { runningVm } from '../running-vm.ts'
 import { analyze } from './analyze.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+import { type SocksServer, socksServer } from '../socks-server.ts'
 
 const root = join(import.meta.dirname as string, '..', '..')
 const tasks = (await fs.readdir(join(root, 'tasks')))
@@ -75,24 +76,26 @@ files('has a help with an example, and refuses what it does not know', async () 
 
 files.run()
 
-const jobs = suite<{ host: SimulatedHost; dir: string }>('every task alone')
+const jobs = suite<{ host: SimulatedHost; dir: string; proxy: SocksServer }>('every task alone')
 const test = needs(jobs, 'pwsh')
 
 jobs.before.each(async (context) => {
   context.host = await simulatedHost()
+  context.proxy = await socksServer()
   // what `npm init --init-type=module` and `npm install` leave in an empty folder
   context.dir = await fs.mkdtemp(join(tmpdir(), 'copied-'))
   await fs.symlink(join(root, 'node_modules'), join(context.dir, 'node_modules'), 'junction')
   const { dependencies } = await fs.readJson(join(root, 'package.json'))
   await fs.writeJson(join(context.dir, 'package.json'), { type: 'module', dependencies })
 })
-jobs.after.each(async ({ host, dir }) => {
+jobs.after.each(async ({ host, dir, proxy }) => {
   await host.close()
+  await proxy.close()
   await fs.remove(dir)
 })
 
 for (const [runtime, program] of Object.entries(RUNTIMES)) {
-  test(`does its job copied with task.ts and guard.ts into an empty folder, under ${runtime}`, async ({ host, dir }) => {
+  test(`does its job copied with task.ts and guard.ts into an empty folder, under ${runtime}`, async ({ host, dir, proxy }) => {
     const { vdi, ova } = await demo('bios', dir)
     const disk = join(dir, 'demo.vhdx')
     const vm = await runningVm(dir, { name: 'demo', password: '', product: 'Windows 11' })
@@ -118,6 +121,7 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
       ['start-vm', '--vm', 'demo'],
       ['set-guest-ip', '--vm', 'demo', '--guest-ip', '192.168.56.191'],
       ['import-vm', '--from', await exportOne(host, dir)],
+      ['check-proxy', '--proxy', `socks5://${proxy.address}`],
     ]
     deepEqual(tasks.filter((task) => !commands.some(([name]) => `${name}.ts` === task)), [])
     for (const [task = '', ...args] of commands) {
