@@ -33,8 +33,8 @@ export interface PrepareDiskResult {
 
 /**
  * Makes Windows on a disk ready for Hyper-V, by its registry: boot drivers that start with it (else stop
- * 0x7B), Fast Startup off, stop screens that stay. The disk is mounted on the host without a letter,
- * read-only first: what is to be refused is found before anything is written, and nothing is written
+ * 0x7B), Fast Startup off, stop screens that stay. The disk is mounted on the host, at a folder or else
+ * at a letter, read-only first: what is to be refused is found before anything is written, and nothing is written
  * where all is so already.
  *
  * Refuses the disk of a VM of VirtualBox, of a VM that is not off or has checkpoints, one that is mounted,
@@ -44,8 +44,7 @@ export interface PrepareDiskResult {
  * Only reg.exe touches the registry: it holds no key open, so that the hive can be unloaded again
  * (a process that opened keys has to wait for its garbage collector).
  *
- * Assumptions, not checked on Windows: a volume of a disk that is mounted read-only takes a folder as its
- * access path; Win32_Volume.DirtyBitSet tells of it too; an administrator may read hiberfil.sys.
+ * Assumptions, not checked on Windows: Win32_Volume.DirtyBitSet tells of it too; an administrator may read hiberfil.sys.
  */
 export async function prepareDisk(
   { disk, source = [], vm, dryRun = false }: PrepareDiskOptions,
@@ -89,6 +88,7 @@ async function tell(
     $left = New-Object Collections.ArrayList
     $found = New-Object Collections.ArrayList
     $seen = @{}
+    $way = @{ letters = $false; failure = $null }
 
     function say($step, $state, $detail) { $null = $steps.Add([ordered]@{ step = $step; state = $state; detail = $detail }) }
     function finish {
@@ -157,7 +157,7 @@ async function tell(
       $at = [IO.Path]::Combine([IO.Path]::GetTempPath(), 'vbox-to-hyperv-' + [guid]::NewGuid().ToString('N'))
       $null = [IO.Directory]::CreateDirectory($at)
       try {
-        try { $mounted = Mount-VHD -Path $file -ReadOnly:$readOnly -NoDriveLetter -Passthru } catch {
+        try { $mounted = Mount-VHD -Path $file -ReadOnly:$readOnly -NoDriveLetter:(-not $way.letters) -Passthru } catch {
           $codes = $_.Exception.Message + ' 0x' + $_.Exception.HResult.ToString('X8')
           if ($codes -match '0x80070020') { throw "$cannot another program has it open (0x80070020). End it, and run again" }
           if ($codes -match '0x8007(0005|0522)') { throw "$cannot only an administrator may mount a disk ($($Matches[0])). Run again in PowerShell as administrator" }
@@ -167,7 +167,12 @@ async function tell(
           foreach ($partition in @(Get-Partition | Where-Object { $_.DiskNumber -eq $mounted.DiskNumber })) {
             $basic = [string]$partition.GptType -eq '{ebd0a0a2-b9e5-4433-87c0-68b6b72699c7}' -or $partition.MbrType -eq 7
             if (-not $basic -or ($numbers -and $partition.PartitionNumber -notin $numbers)) { continue }
-            Add-PartitionAccessPath -DiskNumber $partition.DiskNumber -PartitionNumber $partition.PartitionNumber -AccessPath $at
+            if ($way.letters) {
+              if (-not [int]$partition.DriveLetter) { throw $way.failure }
+              & $work $partition ([string]$partition.DriveLetter + ':' + [IO.Path]::DirectorySeparatorChar)
+              continue
+            }
+            try { Add-PartitionAccessPath -DiskNumber $partition.DiskNumber -PartitionNumber $partition.PartitionNumber -AccessPath $at } catch { $way.failure = $_; break }
             try { & $work $partition $at } finally {
               tidy { Remove-PartitionAccessPath -DiskNumber $partition.DiskNumber -PartitionNumber $partition.PartitionNumber -AccessPath $at } "mountvol '$at' /D"
             }
@@ -176,6 +181,11 @@ async function tell(
       } finally {
         # never what is in it: it may still be the volume
         tidy { [IO.Directory]::Delete($at) } "mountvol '$at' /D"
+      }
+      # a volume that takes no folder has the letter that Windows gives it by itself
+      if ($way.failure -and -not $way.letters) {
+        $way.letters = $true
+        onDisk $readOnly $numbers $work
       }
     }
     function onHive($path, $work) {

@@ -326,6 +326,26 @@ test('waits for a registry that is in use, and says so when it stays loaded', as
   equal((await host.state()).hives, undefined)
 })
 
+test('goes by the letters that Windows gives where a volume takes no folder', async ({ host, disk, hive }) => {
+  await host.change((state) => {
+    Object.assign(state.host, { noFolders: true, letters: true })
+  })
+  const before = await host.state()
+  await host.ps`
+    $folder = ${host.dir}
+    [Environment]::CurrentDirectory = $folder`
+  const result = await prepareDisk({ disk }, host.ps)
+  deepEqual(says(result), ['boot-drivers changed', 'hibernation changed', 'auto-reboot changed'])
+  equal((await hive())[`${SERVICES}storvsc`]?.Start, '0x0')
+  await undoPrepareDisk(result, host.ps)
+  deepEqual(await host.state(), before)
+  await host.change((state) => {
+    delete state.host.letters
+  })
+  await rejects(prepareDisk({ disk }, host.ps), /Not Supported/)
+  deepEqual((await host.state()).mounted, before.mounted)
+})
+
 test('says that it takes an administrator', async ({ host, disk }) => {
   await host.change((state) => {
     state.faults = [{
