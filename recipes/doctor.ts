@@ -39,11 +39,13 @@ export interface DoctorTools {
 }
 
 export interface Diagnosis {
+  /** Of this format. */
   version: 1
   /** Nothing that was found is a problem: a migration would go through. */
   ready: boolean
   /** VirtualBox is there and slow, because a hypervisor runs below Windows. */
   crawls: boolean
+  /** By group, in the order in which they are to be read. */
   findings: Finding[]
 }
 
@@ -122,16 +124,17 @@ async function examineVms(
   look: (source: string) => Promise<Rehearsal>,
 ): Promise<{ found: ExaminedVm[] | null | string; known: Private[] }> {
   const known: Private[] = named.map((value) => ({ kind: 'VM', value }))
-  let sources: readonly string[] | null = named
-  if (named.length === 0) {
-    try {
-      sources = await listVms()
-    } catch (error) {
-      return { found: error instanceof Error ? error.message : String(error), known }
-    }
+  let listed: string[] | null = null
+  try {
+    listed = await listVms()
+  } catch (error) {
+    const message = error instanceof Error ? error.message : String(error)
+    if (named.length === 0) return { found: message, known }
   }
+  // an error may name them all
+  known.push(...(listed ?? []).map((value): Private => ({ kind: 'VM', value })))
+  const sources = named.length > 0 ? named : listed
   if (sources === null) return { found: null, known }
-  known.push(...sources.map((value): Private => ({ kind: 'VM', value })))
   const found: ExaminedVm[] = []
   for (const source of sources) {
     // what it cannot read, the rehearsal refuses for the same reason

@@ -8,7 +8,8 @@ import { count, type Plan, size } from './plan.ts'
 export interface Finding {
   /** Stable, for programs: `hyper-v`, `vm-1`, ... */
   id: string
-  group: Group
+  /** What it is about. `hypervisor`: who owns the processor's virtualization. */
+  group: 'host' | 'hypervisor' | 'network' | 'vms'
   /** `problem`: a migration would not go through. `note`: worth knowing. */
   level: 'ok' | 'note' | 'problem'
   /** What is so, in one sentence. */
@@ -21,7 +22,7 @@ export interface Finding {
   command?: string
 }
 
-export type Group = 'host' | 'hypervisor' | 'network' | 'vms'
+export type Group = Finding['group']
 
 /** What was read of a host; null where it could not be asked at all, for the reason in `silence`. */
 export interface Examined {

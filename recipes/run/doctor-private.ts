@@ -49,7 +49,10 @@ export function conceal(text: string, known: readonly Private[]): string {
     /(answers ")(.+)(?=")/gsu,
     (_, before, said) => before + whole('Message', said),
   )
-  marked = marked.replace(QUOTED, (_, inner: string) => `"${whole('Name', inner)}"`)
+  marked = marked.replace(
+    QUOTED,
+    (found, inner?: string) => inner === undefined ? found : `"${whole('Name', inner)}"`,
+  )
   for (const [kind, pattern] of LOOKS) {
     marked = outsideMarks(marked, (part) => part.replace(pattern, (value) => hide(kind, value)))
   }
@@ -97,7 +100,7 @@ export function cut(text: string, at: RegExp): [string, string] {
 const MARK = /\uf8e0(\w+)\uf8e1([^\uf8e0-\uf8e2]*)\uf8e2/gu
 
 /** What stands in quotes; a private part may hold some itself. */
-const QUOTED = /"((?:\uf8e0[^\uf8e2]*\uf8e2|[^"\uf8e0])*)"/gu
+const QUOTED = /\uf8e0[^\uf8e2]*\uf8e2|"((?:\uf8e0[^\uf8e2]*\uf8e2|[^"\uf8e0])*)"/gu
 
 /** What is private by its looks. More than that is hidden rather than less. */
 const LOOKS: [Kind, RegExp][] = [
@@ -105,8 +108,8 @@ const LOOKS: [Kind, RegExp][] = [
   ['Path', /(?<![\w])(?:[a-z]:[\\/]|\\\\)[^"'<>|*?\n)]*?(?=, |\. |: |$|[\n"'<>|*?)])/gi],
   ['Path', /(?<=^|[\s(=])~?\/[^\s/"']+\/[^"'\n)]*?(?=, |\. |: |$|[\n"')])/g],
   ['Name', /\bssh:\/\/(?!\[)[^\s"')]+/gi],
-  ['User', /[^\s"'()]+\\[^\s"'()]+/g],
-  ['User', /[^\s"'()<>[\]]+@[^\s"'()<>,[\]]+/g],
+  ['User', /[^\s"'()]+\\[^\s"'()]*[^\s"'(),.;:]/g],
+  ['User', /[^\s"'()<>[\]]+@[^\s"'()<>[\]]*[^\s"'()<>[\],.;:]/g],
   ['Name', /\{?\b[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}\b\}?/gi],
   ['Address', /(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?:\/\d{1,2})?(?![\w.]*\w)/g],
   ['Address', /\b(?:[\da-f]{2}[-:]){5}[\da-f]{2}\b|\b(?=\w*\d)[\dA-F]{12}\b/gi],
