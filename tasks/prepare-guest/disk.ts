@@ -44,7 +44,8 @@ export interface PrepareDiskResult {
  * Only reg.exe touches the registry: it holds no key open, so that the hive can be unloaded again
  * (a process that opened keys has to wait for its garbage collector).
  *
- * Assumptions, not checked on Windows: Win32_Volume.DirtyBitSet tells of it too; an administrator may read hiberfil.sys.
+ * Assumptions, not checked on Windows: Win32_Volume.DirtyBitSet tells of a disk that is mounted read-only
+ * too; an administrator may read hiberfil.sys of a Windows that does not run.
  */
 export async function prepareDisk(
   { disk, source = [], vm, dryRun = false }: PrepareDiskOptions,
