@@ -819,8 +819,12 @@ function describeOvf(root: Node, file: string, kind: 'ovf' | 'ova'): VmDescripti
       if (image === undefined) throw damaged(`its disk ${uuid} is not among its files`)
       return describe(image, controller)
     })
-    // what is in them is not exported
+    // what is in them is exported only when VirtualBox is told to
     vm.dvds = drives(machine, file, 'DVD').map(({ controller }) => ({ controller }))
+    for (const { uuid } of attached(machine, file, 'DVD')) {
+      const image = images.find((node) => bare(attribute(node, 'uuid') ?? '') === uuid)
+      if (image) vm.warnings.push(`"${describe(image).member}" in its drive does not come along`)
+    }
     return vm
   }
   // no VirtualBox wrote it: the items of the standard, and what VMware adds

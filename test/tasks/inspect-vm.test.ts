@@ -752,6 +752,15 @@ test('describes a VM alike by name, by UUID, by its .vbox and by its exports', a
   }
 })
 
+test('tells of an image in a drive that was exported with the VM', async ({ dir }) => {
+  const file = join(dir, 'with.ova')
+  await vboxManage(dir, 'export', NAME, '-o', file, '--options', 'iso')
+  const { disks, dvds, warnings } = await inspectVm({ source: [file] })
+  deepEqual(disks.map(({ member }) => member?.slice(-5)), Array(3).fill('.vmdk'))
+  equal(dvds.length, 1)
+  match(warnings.at(-1) ?? '', /^"with-disk\d+\.iso" in its drive does not come along$/)
+})
+
 test('follows what VirtualBox is told, at once', async ({ dir }) => {
   await vboxManage(dir, 'modifyvm', NAME, '--memory', '3000', '--firmware', 'bios')
   await vboxManage(dir, 'snapshot', NAME, 'take', 'two')
