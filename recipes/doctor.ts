@@ -72,7 +72,7 @@ async function examine(
     const asked = await ask(host, storage)
     const to = asked.check?.hyperV && asked.check.host.diskFolder ? where : 'bundle'
     const vms = await examineVms(named, (source) => rehearse(source, { to, storage, state }, host))
-    const examined = { ...asked, vms: vms.found, remote, named: named.length > 0 }
+    const examined = { ...asked, vms: vms.found, storage, remote, named: named.length > 0 }
     const known = [...ownNames(), ...namesOn(asked), ...vms.known]
     if (remote) {
       const { name, user = '' } = parseHost(where)

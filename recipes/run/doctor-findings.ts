@@ -30,6 +30,8 @@ export interface Examined {
   check: CheckHostResult | null
   network: Network | null
   silence: string
+  /** The host's folder for disks that was asked for, where it is not the host's own. */
+  storage: string | undefined
   /** VirtualBox or the files are on this machine, and the host is another one. */
   remote: boolean
   /** Null: there is no VirtualBox on this machine. A text: why it could not be asked. */
@@ -85,7 +87,7 @@ const COMMAND =
   /^([A-Z][a-z]+-[A-Z]\w+|npx|VBoxManage|bcdedit|bcdboot|shutdown|fsutil|chkdsk|manage-bde|ssh|sudo|powercfg)\b/
 
 function ofHost(
-  { facts, check, network, silence }: Examined,
+  { facts, check, network, silence, storage }: Examined,
   known: readonly Private[],
 ): Finding[] {
   const group = 'host'
@@ -155,7 +157,8 @@ function ofHost(
       })
     }
     if (freeSpace !== null) {
-      const folder = diskFolder ? ` of ${hide('Path', diskFolder)}` : ''
+      const path = storage ?? diskFolder
+      const folder = path ? ` of ${hide('Path', path)}` : ''
       const plenty = freeSpace >= 20 * GB
       found.push({
         id: 'space',
@@ -258,6 +261,17 @@ function ofHypervisor(examined: Examined): Finding[] {
       command: check?.hyperV
         ? 'bcdedit /set hypervisorlaunchtype auto'
         : 'npx zx tasks/enable-hyperv.ts --dry-run',
+    })
+  }
+  if (hypervisor === null) {
+    found.push({
+      id: 'hypervisor',
+      group,
+      level: 'note',
+      title: 'Whether a hypervisor runs below Windows is not known',
+      evidence: 'Win32_ComputerSystem.HypervisorPresent is not there',
+      meaning: 'Some computers do not say it, and no other system than Windows does.',
+      command: 'systeminfo',
     })
   }
   if (virtualization === false) {

@@ -6,11 +6,14 @@ import process from 'node:process'
 import { suite } from 'uvu'
 import { demo } from '../../fixtures/demo.ts'
 import { type Diagnosis, doctor, type DoctorOptions } from '../../recipes/doctor.ts'
+import { readHost } from '../../recipes/run/doctor-host.ts'
 import { anonymizer, conceal, cut, hide, reveal } from '../../recipes/run/doctor-private.ts'
 import { drawStacks, reportText, screenText } from '../../recipes/run/doctor-text.ts'
+import { type PowerShell, script } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
 import { runTask } from '../run-task.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+import { analyze } from '../tasks/analyze.ts'
 
 const HOSTILE = 'Bob’s "VM"; $(calc) 桥接'
 const named = process.env.VBOXMANAGE
@@ -38,21 +41,32 @@ const finding = ({ findings }: Diagnosis, id: string) => {
   return found
 }
 
-const diagnosis = suite<Here & { host: SimulatedHost }>('doctor')
+interface There extends Here {
+  host: SimulatedHost
+  seed: object
+}
+
+const diagnosis = suite<There>('doctor')
 const asked = needs(diagnosis, 'pwsh')
 
+// one for all, as it is never to be changed
+diagnosis.before(async (context) => {
+  context.host = await simulatedHost()
+  context.seed = await context.host.state()
+})
 diagnosis.before.each(async (context) => {
   await begin(context)
-  context.host = await simulatedHost()
+  await context.host.change((state) => {
+    for (const key of Object.keys(state)) delete state[key]
+    Object.assign(state, context.seed)
+  })
 })
-diagnosis.after.each(async (context) => {
-  await context.host.close()
-  await end(context)
-})
+diagnosis.after.each(end)
+diagnosis.after(({ host }) => host.close())
 
 /** By the simulated host, with a folder for disks that is there. */
 async function examine(
-  { dir, host }: Here & { host: SimulatedHost },
+  { dir, host }: Pick<There, 'dir' | 'host'>,
   options: DoctorOptions = {},
 ): Promise<Diagnosis> {
   const storage = join(dir, 'disks')
@@ -76,6 +90,7 @@ asked('says why VirtualBox crawls: each who owns VT-x, by what says so', async (
     state.features['Containers-DisposableClientVM'] = 'Enabled'
   })
   const before = await host.text()
+  const called = (await host.calls()).length
   const found = await examine(context, { vm: [ova] })
   equal(found.crawls, true)
   equal(found.ready, true)
@@ -93,15 +108,26 @@ asked('says why VirtualBox crawls: each who owns VT-x, by what says so', async (
     ['virtualbox', '7.0.14'],
     ['vmware', '17.5.2'],
   ] as const
+  ok(finding(found, 'space').evidence.includes(join(dir, 'disks')))
   for (const [id, evidence] of owners) ok(finding(found, id).evidence.includes(evidence), id)
   const meanings = owners.map(([id]) => finding(found, id).meaning)
   equal(new Set(meanings).size, meanings.length)
   match(finding(found, 'virtualbox').title, /^VirtualBox crawls here/)
   match(finding(found, 'vmware').title, /hit in the same way/)
   equal(await host.text(), before)
-  const calls = (await host.calls()).map(({ cmdlet }) => cmdlet)
+  const calls = (await host.calls()).slice(called).map(({ cmdlet }) => cmdlet)
   deepEqual(calls.filter((name) => !name.startsWith('Get-') && name !== 'bcdedit'), [])
-  deepEqual(await fs.readdir(dir), ['Demo BIOS.ova', 'Demo BIOS'].filter((name) => name).sort())
+  deepEqual((await fs.readdir(dir)).sort(), ['Demo BIOS', 'Demo BIOS.ova'])
+})
+
+asked('asks in what Windows PowerShell 5.1 reads', async ({ dir, host }) => {
+  const folder = join(dir, 'scripts')
+  const ps: PowerShell = async (pieces, ...values) => {
+    await fs.outputFile(join(folder, 'read-host.ps1'), `\uFEFF${script(pieces, ...values)}`)
+    return { stdout: '{}' }
+  }
+  await readHost('C:\\VMs', ps)
+  deepEqual(await analyze(host.ps, folder), [])
 })
 
 asked('says that nothing is in VirtualBox’s way, and what is in Hyper-V’s', async (context) => {
@@ -183,14 +209,13 @@ asked('tells Wi-Fi from wired, and which networks are taken', async (context) =>
 })
 
 asked('sees what a host without Hyper-V has, and looks at the VM all the same', async (context) => {
-  await context.host.close()
-  context.host = await simulatedHost('laptop', { without: ['Hyper-V'] })
-  await context.host.change((state) => {
+  const host = await simulatedHost('laptop', { without: ['Hyper-V'] })
+  await host.change((state) => {
     state.host.editionId = 'Core'
     state.features = { VirtualMachinePlatform: 'Enabled' }
   })
   const { ova } = await demo('uefi', context.dir)
-  const found = await examine(context, { vm: [ova] })
+  const found = await examine({ ...context, host }, { vm: [ova] }).finally(host.close)
   equal(found.ready, false)
   match(finding(found, 'windows').meaning, /Windows Home has no Hyper-V/)
   match(finding(found, 'refusal-1').meaning, /this is Windows Home, which has none/i)
@@ -281,9 +306,11 @@ unix('keeps private what is, in a report of hostile names everywhere', async (co
   for (
     const options of [
       {},
-      { storage: join(dir, 'storage of pathsecret') },
       { storage: undefined, host: 'ssh://kimsecret@hostsecret.example:2222' },
-      { vm: [secret('nobody'), join(dir, 'no such secret.ova')] },
+      {
+        vm: [secret('nobody'), join(dir, 'no such secret.ova')],
+        storage: join(dir, 'storage of pathsecret'),
+      },
     ]
   ) {
     const found = await examine(context, { ...options, report })
@@ -353,10 +380,7 @@ alone('says what it can of a VM, and that the host could not be asked', async ({
   deepEqual(levels(found), { host: 'problem', 'vm-1': 'ok' })
   match(finding(found, 'host').evidence, /no-powershell/)
   match(finding(found, 'vm-1').title, /as far as this machine can tell$/)
-  deepEqual(
-    await fs.readdir(dir),
-    (await fs.readdir(dir)).filter((name) => /^Demo BIOS/.test(name)),
-  )
+  deepEqual((await fs.readdir(dir)).sort(), ['Demo BIOS', 'Demo BIOS.ova'])
 })
 
 alone.run()
