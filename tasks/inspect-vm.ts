@@ -76,6 +76,8 @@ export interface DiskRef {
   chain: string[]
   /** By VirtualBox, with a password. */
   encrypted: boolean
+  /** As an OVF may have its disks: then it is read through that, which is its `path`, as its `member`. */
+  packed?: 'chunks' | 'gzip'
 }
 
 export interface Controller {
@@ -680,10 +682,24 @@ function readBootEntry(option: Buffer): BootEntry | undefined {
   return undefined
 }
 
+/** DSP0243 2.1.1, 7.1: chunks have nine digits, from zero. */
+const FIRST_CHUNK = '.000000000'
+
 async function readOvf(file: string): Promise<VmDescription> {
   const vm = describeOvf(await readXml(file), file, 'ovf')
   for (const disk of vm.disks) {
-    const { member = '' } = disk
+    const { member = '', packed } = disk
+    if (packed !== undefined) {
+      if (
+        !await isFile(join(dirname(file), packed === 'gzip' ? member : `${member}${FIRST_CHUNK}`))
+      ) {
+        throw new Error(
+          `Cannot read "${file}": its disk "${member}" is not beside it. Copy all files of the export`,
+        )
+      }
+      Object.assign(disk, { path: file, chain: [file] })
+      continue
+    }
     delete disk.member
     disk.path = join(dirname(file), member)
     // an address may spell a blank as %20
@@ -702,8 +718,9 @@ async function readOva(file: string): Promise<VmDescription> {
   const { ovf, members } = await readTar(file)
   const vm = describeOvf(parse(ovf, file), file, 'ova')
   for (const disk of vm.disks) {
-    const { member = '' } = disk
-    const found = [member, unquoted(member)].find((name) => members.has(name))
+    const { member = '', packed } = disk
+    const suffix = packed === 'chunks' ? FIRST_CHUNK : ''
+    const found = [member, unquoted(member)].find((name) => members.has(`${name}${suffix}`))
     if (found === undefined) {
       throw new Error(`Cannot read "${file}": its disk "${member}" is not in it. Export it again`)
     }
@@ -793,10 +810,13 @@ function describeOvf(root: Node, file: string, kind: 'ovf' | 'ova'): VmDescripti
   const describe = (node: Node, controller?: Controller): DiskRef => {
     const from = files.get(attribute(node, 'fileRef')) ?? node
     const member = inside(attribute(from, 'href') ?? '', file)
-    if (attribute(from, 'chunkSize')) throw damaged(`its disk "${member}" is in pieces`)
-    if ((attribute(from, 'compression') || 'identity') !== 'identity') {
-      throw damaged(`its disk "${member}" is compressed, which VirtualBox cannot read either`)
+    const compression = attribute(from, 'compression') || 'identity'
+    if (compression !== 'identity' && compression !== 'gzip') {
+      throw damaged(
+        `its disk "${member}" is compressed by ${brief(compression)}, and gzip is known`,
+      )
     }
+    const chunks = attribute(from, 'chunkSize') !== undefined
     const uuid = bare(attribute(node, 'uuid') ?? '')
     const capacity = Number(attribute(node, 'capacity')) *
       bytesPer(attribute(node, 'capacityAllocationUnits'), 1)
@@ -809,6 +829,7 @@ function describeOvf(root: Node, file: string, kind: 'ovf' | 'ova'): VmDescripti
       ...(uuid && { uuid }),
       chain: [],
       encrypted: false,
+      ...((chunks || compression === 'gzip') && { packed: chunks ? 'chunks' : 'gzip' }),
     }
   }
   const machine = child(system, 'Machine')

@@ -129,6 +129,8 @@ export async function disksOf(ovf: Bytes): Promise<DiskFile[]> {
     const reference = disk['@_fileRef']
     const file = reference === undefined ? undefined : files.get(reference)
     if (!file) return [] // an empty disk has no file
+    // a DVD that VirtualBox exported too: the name of ISO 9660 at ECMA
+    if (/Ecma-119/i.test(String(disk['@_format']))) return []
     if (file['@_href'] === undefined) {
       throw new ImageError(ovf, 0, `its file "${printable(String(reference))}" has no name`)
     }

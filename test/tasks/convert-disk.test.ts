@@ -345,6 +345,19 @@ archives('takes the disk that is meant, by place or name', async ({ dir, file, b
   }
 })
 
+archives('passes over a DVD that was exported with the VM', async ({ dir, file }) => {
+  const iso = 'ovf:format="http://www.ecma-international.org/publications/standards/Ecma-119.htm"'
+  const text = ovf('a.vmdk', 'b.iso').replace('ovf:diskId="d1"', `ovf:diskId="d1" ${iso}`)
+  const entries = [
+    { name: 'a.ovf', data: text },
+    { name: 'a.vmdk', data: stream },
+    { name: 'b.iso', data: Buffer.alloc(80 * 1024) },
+  ]
+  const from = await file('a.ova', tar(entries))
+  deepEqual((await inspectDisk({ from })).map(({ member }) => member), ['a.vmdk'])
+  await convertDisk({ from, to: join(dir, 'a.vhdx') })
+})
+
 archives('reads an unpacked export by its OVF', async ({ dir, file, bytes }) => {
   const entries = [{ name: 'a.ovf', data: ovf('a.vmdk') }, { name: 'a.vmdk', data: stream }]
   for (const { name, data } of entries) await file(name, data)

@@ -468,8 +468,9 @@ settings('refuses an OVF that it cannot carry whole', async ({ has }) => {
     [/jump%20host-disk1.vmdk/, '/etc/passwd', /outside of it/],
     [/jump%20host-disk1.vmdk/, 'C:\\Windows\\x.vmdk', /outside of it/],
     [/jump%20host-disk1.vmdk/, 'http://host/x.vmdk', /outside of it/],
-    [/ovf:size/, 'ovf:chunkSize="7" ovf:size', /is in pieces/],
-    [/ovf:size/, 'ovf:compression="gzip" ovf:size', /is compressed/],
+    [/ovf:size/, 'ovf:chunkSize="7" ovf:size', /disk1\.vmdk" is not beside it/],
+    [/ovf:size/, 'ovf:compression="gzip" ovf:size', /disk1\.vmdk" is not beside it/],
+    [/ovf:size/, 'ovf:compression="bzip2" ovf:size', /is compressed by bzip2, and gzip is known/],
     [/ovf:fileRef="file1"/, 'ovf:fileRef="file7"', /outside of it/],
     [/disk\/vmdisk1/, 'disk/vmdisk7', /disk "ovf:\/disk\/vmdisk7" is not among its files/],
     [/<VirtualSystem .*<\/VirtualSystem>/s, '', /it describes no VMs/],
@@ -502,6 +503,40 @@ settings(
         [file, 'jump host-disk2.vmdk'],
       ])
     }
+  },
+)
+
+settings(
+  'names disks in chunks or compressed by the OVF that they are read through',
+  async ({ dir, has }) => {
+    const file = await has('vmware.ovf')
+    const text = await fs.readFile(file, 'utf8')
+    const first = async (change: string, ...members: string[]) => {
+      const ovf = text.replace('jump%20host', 'jump').replace('ovf:size', `${change} ovf:size`)
+      await fs.writeFile(file, ovf)
+      for (const name of [...members, 'jump host-disk2.vmdk']) {
+        await fs.writeFile(
+          join(dir, name),
+          'x',
+        )
+      }
+      const ova = join(dir, 'a.ova')
+      const parts = [...members, 'jump host-disk2.vmdk']
+        .map((name): [string, Buffer] => [name, Buffer.from('x')])
+      await fs.writeFile(ova, tar([['a.ovf', Buffer.from(ovf)], ...parts]))
+      const both = await Promise.all([file, ova].map((source) => inspectVm({ source: [source] })))
+      return both.map(({ disks: [disk] }) => [disk?.path, disk?.member, disk?.packed])
+    }
+    const [ovf, ova] = [file, join(dir, 'a.ova')]
+    deepEqual(await first('ovf:compression="gzip"', 'jump-disk1.vmdk'), [
+      [ovf, 'jump-disk1.vmdk', 'gzip'],
+      [ova, 'jump-disk1.vmdk', 'gzip'],
+    ])
+    await fs.remove(join(dir, 'jump-disk1.vmdk'))
+    deepEqual(await first('ovf:chunkSize="40000"', 'jump-disk1.vmdk.000000000'), [
+      [ovf, 'jump-disk1.vmdk', 'chunks'],
+      [ova, 'jump-disk1.vmdk', 'chunks'],
+    ])
   },
 )
 
