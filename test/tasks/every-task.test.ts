@@ -32,7 +32,7 @@ import { type SocksServer, socksServer } from '../socks-server.ts'
 const root = join(import.meta.dirname as string, '..', '..')
 const tasks = (await fs.readdir(join(root, 'tasks')))
   .filter((name) => name.endsWith('.ts') && !['task.ts', 'guard.ts'].includes(name))
-const folders = ['convert-disk', 'prepare-guest', 'show-network']
+const folders = ['convert-disk', 'prepare-guest', 'show-network', 'use-proxy']
 const bin = join(root, 'node_modules', '.bin')
 // each runtime's where it runs the tests, as this takes minutes
 const RUNTIMES: Record<string, string[]> = 'Deno' in globalThis
@@ -122,6 +122,8 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
       ['set-guest-ip', '--vm', 'demo', '--guest-ip', '192.168.56.191'],
       ['import-vm', '--from', await exportOne(host, dir)],
       ['check-proxy', '--proxy', `socks5://${proxy.address}`],
+      // what it does without --dry-run is this user's
+      ['use-proxy', 'on', '--http', '192.168.56.191:8080', '--for', 'npm', '--dry-run'],
     ]
     deepEqual(tasks.filter((task) => !commands.some(([name]) => `${name}.ts` === task)), [])
     for (const [task = '', ...args] of commands) {
