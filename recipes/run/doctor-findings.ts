@@ -87,17 +87,19 @@ const COMMAND =
   /^([A-Z][a-z]+-[A-Z]\w+|npx|VBoxManage|bcdedit|bcdboot|shutdown|fsutil|chkdsk|manage-bde|ssh|sudo|powercfg)\b/
 
 function ofHost(
-  { facts, check, network, silence, storage }: Examined,
+  { facts, check, network, silence, storage, remote }: Examined,
   known: readonly Private[],
 ): Finding[] {
   const group = 'host'
+  // what ssh says names machines that are known to nobody here
+  const said = remote ? hide('Message', silence) : conceal(silence, known)
   if (facts === null) {
     return [{
       id: 'host',
       group,
       level: 'problem',
       title: 'The host could not be asked',
-      evidence: conceal(silence, known),
+      evidence: said,
       meaning:
         'Whether Hyper-V would take a VM is not known, because only PowerShell on that Windows can tell. ' +
         'What is on this machine was looked at all the same. Run this on the Windows in question, name it ' +
@@ -111,8 +113,10 @@ function ofHost(
       id: 'check',
       group,
       level: 'problem',
-      ...ofError(silence, known),
-      evidence: 'tasks/check-host.ts could not ask',
+      title: 'What stands in the way of a VM could not be asked',
+      evidence: said,
+      meaning: 'The answer of tasks/check-host.ts is missing, so nothing is promised.',
+      command: 'npx zx tasks/check-host.ts',
     })
   } else {
     const { edition, version, client, elevated, processors, memory, freeSpace, diskFolder } =
@@ -221,7 +225,7 @@ function ofHost(
       group,
       level: 'note',
       title: 'The networks of Hyper-V could not be asked',
-      evidence: conceal(silence, known),
+      evidence: said,
       meaning: 'Conflicts between networks are not known.',
       command: 'npx zx tasks/show-network.ts',
     })
@@ -565,7 +569,9 @@ function ofVms({ vms, named, check, remote }: Examined, known: readonly Private[
       }, ${count(disks.length, 'disk')} with ${size(data)} of data${
         state ? `; VirtualBox says ${WORD.test(state) ? state : '?'}` : ''
       }`,
-      meaning: free === null
+      meaning: refusals.length > 0 && own.length === 0
+        ? 'What keeps it has been said above.'
+        : free === null
         ? `It needs ${size(data)} of space, and what is free in ${where} is not known.`
         : `It needs ${size(data)} of the ${size(free)} that are free.`,
       command: `npx zx recipes/migrate.ts ${

@@ -9,7 +9,7 @@ import { type Diagnosis, doctor, type DoctorOptions } from '../../recipes/doctor
 import { readHost } from '../../recipes/run/doctor-host.ts'
 import { anonymizer, conceal, cut, hide, reveal } from '../../recipes/run/doctor-private.ts'
 import { drawStacks, reportText, screenText } from '../../recipes/run/doctor-text.ts'
-import { type PowerShell, script } from '../../tasks/task.ts'
+import { ConnectionError, type PowerShell, script } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
 import { runTask } from '../run-task.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
@@ -381,6 +381,32 @@ alone('says what it can of a VM, and that the host could not be asked', async ({
   match(finding(found, 'host').evidence, /no-powershell/)
   match(finding(found, 'vm-1').title, /as far as this machine can tell$/)
   deepEqual((await fs.readdir(dir)).sort(), ['Demo BIOS', 'Demo BIOS.ova'])
+})
+
+alone('keeps private what ssh says of machines in between', async ({ dir }) => {
+  const message = 'kex_exchange: closed by bastionsecret port 22'
+  const open = () => ({
+    ps: () => Promise.reject(new ConnectionError(message)),
+    using: () => () => Promise.reject(new ConnectionError(message)),
+    close: () => Promise.resolve(),
+    here: (path: string) => Promise.resolve(path),
+  })
+  const report = join(dir, 'report.md')
+  const found = await doctor({ host: 'ssh://kim@hostsecret', report }, { open })
+  equal(finding(found, 'host').evidence, message)
+  const written = await fs.readFile(report, 'utf8')
+  match(
+    written,
+    /- \*\*problem\*\* The host could not be asked \(`host`\)\n {2}- evidence: Message-1\n/,
+  )
+  doesNotMatch(written, /secret|kim/)
+})
+
+alone('refuses a host that is none', async () => {
+  await rejects(doctor({ host: 'telnet:x' }), {
+    message: 'Cannot use "telnet:x" as a host: it is local, or ssh://[user@]host[:port]. ' +
+      'Example: ssh://admin@hyperv.lan',
+  })
 })
 
 alone.run()
