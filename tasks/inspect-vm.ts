@@ -21,7 +21,10 @@ export interface VmDescription {
   name: string
   /** The machine's own, without braces, as all UUIDs here. */
   uuid?: string
-  /** What the guest sees as the UUID of its hardware, to which licences are bound. */
+  /**
+   * The UUID of its hardware as Windows in it reads it, to which licences are bound. Of a VM that was made
+   * before VirtualBox 6.1 that is not the one in its settings: see {@link readHardwareUuid}.
+   */
   hardwareUuid?: string
   /** 2 for bare disks. */
   cpus: number
@@ -491,7 +494,7 @@ function describeMachine(machine: Node, file: string, kind: 'vbox' | 'ovf' | 'ov
   return {
     kind,
     name: attribute(machine, 'name') ?? '',
-    ...(uuid && { uuid, hardwareUuid: bare(attribute(hw, 'uuid') ?? uuid) }),
+    ...(uuid && { uuid, hardwareUuid: readHardwareUuid(hw, uuid) }),
     cpus: whole(file, child(platform, 'CPU') ?? child(hw, 'CPU'), 'count', 1),
     memory: whole(file, child(hw, 'Memory'), 'RAMSize') * MB,
     firmware: /^(EFI|2$)/.test(attribute(child(hw, 'Firmware'), 'type') ?? '') ? 'efi' : 'bios',
@@ -507,6 +510,21 @@ function describeMachine(machine: Node, file: string, kind: 'vbox' | 'ovf' | 'ov
     snapshots,
     warnings,
   }
+}
+
+/**
+ * Before 6.1 VirtualBox gave the bytes of the UUID to SMBIOS in the order in which it is written, and keeps
+ * to that for VMs of that time (SMBIOSUuidLittleEndian in its SDK). SMBIOS has the first three groups
+ * the other way round (DSP0134, 7.2.1), and so does who reads it there.
+ */
+function readHardwareUuid(hw: Node, machine: string): string {
+  const uuid = bare(attribute(hw, 'uuid') ?? machine)
+  const firmware = [child(hw, 'BIOS'), child(hw, 'Firmware')] // since 7.1 in the latter
+    .map((node) => child(node, 'SmbiosUuidLittleEndian'))
+  if (firmware.some((node) => isTrue(attribute(node, 'enabled')))) return uuid
+  return uuid.split('-').map((group, index) =>
+    index < 3 ? Buffer.from(group, 'hex').reverse().toString('hex') : group
+  ).join('-')
 }
 
 function describeSerial(node: Node, file: string): SerialPort {

@@ -180,6 +180,8 @@ settings(
     const vm = await inspectVm({ source: [file] })
     const leaf = (last: string) => join(dir, 'Snapshots', `{${uuid(last)}}.vdi`)
     deepEqual([vm.cpus, vm.memory, vm.firmware, vm.state], [2, 3072 * MB, 'bios', 'poweroff'])
+    equal(vm.uuid, uuid('15'))
+    equal(vm.hardwareUuid, '6e9c1b3f-0000-0040-8000-000000000015')
     deepEqual(vm.snapshots, ['installed', 'updated', 'tried'])
     deepEqual(vm.disks.map(({ chain, controller }) => [controller?.type, ...chain]), [
       ['sata', leaf('e3'), leaf('e2'), join(dir, 'jump.vdi')],
@@ -794,6 +796,18 @@ test('tells of an image in a drive that was exported with the VM', async ({ dir 
   deepEqual(disks.map(({ member }) => member?.slice(-5)), Array(3).fill('.vmdk'))
   equal(dvds.length, 1)
   match(warnings.at(-1) ?? '', /^"with-disk\d+\.iso" in its drive does not come along$/)
+})
+
+test('pain 25: tells the UUID of the hardware as Windows in it reads it', async ({ dir }) => {
+  const id = '00112233-4455-6677-8899-aabbccddeeff'
+  await vboxManage(dir, 'modifyvm', NAME, `--hardware-uuid=${id}`)
+  const hardwareUuid = async () => (await inspectVm({ source: [NAME] })).hardwareUuid
+  equal(await hardwareUuid(), id)
+  // as VMs have it that were made before 6.1
+  await vboxManage(dir, 'modifyvm', NAME, '--system-uuid-le=off')
+  equal(await hardwareUuid(), '33221100-5544-7766-8899-aabbccddeeff')
+  await vboxManage(dir, 'modifyvm', NAME, '--system-uuid-le=on')
+  equal(await hardwareUuid(), id)
 })
 
 test('follows what VirtualBox is told, at once', async ({ dir }) => {
