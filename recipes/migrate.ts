@@ -506,8 +506,11 @@ function nextSteps(plan: Plan, results: Map<string, StepResult>, same: boolean):
     same ? NOTHING_TO_DO : `"${name}" is on Hyper-V.`,
     ...(started?.heartbeat === 'none'
       ? [
-        'It runs, but the guest gave no heartbeat. Look at its screen: it may not have booted, or lacks the ' +
-        'integration services (Linux: hyperv-daemons).',
+        'It runs, but the guest gave no heartbeat: it may not have booted, or lacks the integration services ' +
+        '(Linux: hyperv-daemons). See its screen, and what may be the matter (docs/symptoms.md):',
+        `  npx zx tasks/verify.ts --vm "${name}"${
+          target.kind === 'ssh' ? ` --host ${target.url}` : ''
+        }`,
       ]
       : []),
     ...(addresses.length ? [`Its addresses: ${addresses.join(', ')}`] : []),

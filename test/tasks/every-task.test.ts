@@ -21,6 +21,7 @@ import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
 import { readNetwork } from '../../tasks/show-network.ts'
 import { startVm, undoStartVm } from '../../tasks/start-vm.ts'
 import { type PowerShell, script } from '../../tasks/task.ts'
+import { verify } from '../../tasks/verify.ts'
 import { toggleShare, undoToggleShare } from '../../tasks/toggle-share.ts'
 import { convertDisk } from '../../tasks/convert-disk.ts'
 import { needs } from '../needs.ts'
@@ -119,6 +120,7 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
       ['enable-nested', '--vm', 'demo'],
       ['show-network', '--format', 'json'],
       ['start-vm', '--vm', 'demo'],
+      ['verify', '--vm', 'demo', '--timeout', '10', '--port', '9'],
       ['set-guest-ip', '--vm', 'demo', '--guest-ip', '192.168.56.191'],
       ['import-vm', '--from', await exportOne(host, dir)],
       ['check-proxy', '--proxy', `socks5://${proxy.address}`],
@@ -192,6 +194,7 @@ test('leaves the host as it was on a dry run, and its scripts have no syntax tha
     noted('checkHost'),
   )
   await readNetwork(noted('readNetwork'))
+  await verify({ vm: 'none' }, noted('verify')).catch(() => undefined)
   deepEqual(JSON.parse(await host.text()), seed)
   const { features } = seed
   const hyperV = { changed: true, windows: 'client', restartNeeded: true, resume: null } as const
