@@ -75,9 +75,11 @@ function ofError(
   const [words, run] = cut(conceal(text.trim(), known), /(?:[.,;] )?(?:\bor )?\b[Rr]un: /)
   const [title, why] = cut(words, /: /)
   // a command is for copying: what is to be done beside it is said before
-  const [command, after] = cut(run.replace(/\.$/, ''), /, (?=then |and |or )/)
+  const [command, after] = cut(run.replace(/\.$/, ''), /, (?=then |and |or )| (?=to see )/)
   const isCommand = COMMAND.test(command)
-  const also = isCommand ? after && `With the command: ${after}` : run && `Run: ${run}`
+  const also = isCommand
+    ? after && `With the command: ${after.replace(/^to /, '')}`
+    : run && `Run: ${run}`
   const meaning = [why, also].filter(Boolean).map((part) => `${capital(part).replace(/\.$/, '')}.`)
   return { title, meaning: meaning.join(' '), ...(isCommand && { command }) }
 }
@@ -574,9 +576,9 @@ function ofVms({ vms, named, check, remote }: Examined, known: readonly Private[
         : free === null
         ? `It needs ${size(data)} of space, and what is free in ${where} is not known.`
         : `It needs ${size(data)} of the ${size(free)} that are free.`,
-      command: `npx zx recipes/migrate.ts ${
+      command: `npx zx recipes/migrate.ts --dry-run ${
         argument(source, source === name ? 'VM' : 'Path')
-      } --dry-run`,
+      }`,
     })
     return found
   })

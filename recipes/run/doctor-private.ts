@@ -77,7 +77,9 @@ export function anonymizer(): (text: string) => string {
   const counts = new Map<string, number>()
   return (text) =>
     text.replace(MARK, (_, kind: Kind, value: string) => {
-      const key = `${kind} ${value.toLowerCase()}`
+      // in a command its quotes are doubled
+      const plain = value.replace(/(['\u2018-\u201b])\1/g, '$1')
+      const key = `${kind} ${plain.toLowerCase()}`
       let placeholder = given.get(key)
       if (placeholder === undefined) {
         const number = (counts.get(kind) ?? 0) + 1

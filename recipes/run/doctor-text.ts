@@ -33,16 +33,17 @@ export function screenText(
     if (found.length === 0) continue
     lines.push(paint(title, 1), '')
     for (const { level, title, evidence, meaning, command } of found) {
+      // what is well needs no explanation; of a VM it is what it needs
+      const tells = level !== 'ok' || group === 'vms'
       const { word, code } = LEVELS[level]
       const [head = '', ...rest] = fold(title, '', MARGIN)
       lines.push(`${paint(word.padEnd(MARGIN.length), code)}${head}`, ...rest)
       if (evidence) {
         lines.push(...fold(`(${evidence})`, MARGIN, MARGIN).map((line) => paint(line, 2)))
       }
-      // what is well needs no explanation
-      if (meaning && level !== 'ok') lines.push(...fold(meaning, MARGIN, MARGIN))
+      if (meaning && tells) lines.push(...fold(meaning, MARGIN, MARGIN))
       // to be copied, whole
-      if (command && level !== 'ok') lines.push(`    ${paint(safe(reveal(command)), 36)}`)
+      if (command && tells) lines.push(`    ${paint(safe(reveal(command)), 36)}`)
       lines.push('')
     }
   }
@@ -61,16 +62,17 @@ export function reportText(answer: Answer): string {
   const sections = Object.entries(GROUPS).map(([group, title]) => {
     const found = answer.findings.filter((finding) => finding.group === group)
     if (found.length === 0) return ''
-    const items = found.map(({ id, level, title, evidence, meaning, command }) =>
-      [
+    const items = found.map(({ id, level, title, evidence, meaning, command }) => {
+      const tells = level !== 'ok' || group === 'vms'
+      return [
         `- **${LEVELS[level].word}** ${text(title)} (\`${id}\`)`,
         ...(evidence ? [`  - evidence: ${text(evidence)}`] : []),
-        ...(meaning && level !== 'ok' ? [`  - meaning: ${text(meaning)}`] : []),
-        ...(command && level !== 'ok'
+        ...(meaning && tells ? [`  - meaning: ${text(meaning)}`] : []),
+        ...(command && tells
           ? [`  - command: \`${safe(anonymous(command)).replaceAll('`', "'")}\``]
           : []),
       ].join('\n')
-    )
+    })
     return `## ${title}\n\n${items.join('\n')}\n`
   })
   return [

@@ -247,7 +247,7 @@ unix('says of each VM of VirtualBox what it needs, and what keeps it', async (co
   })
   match(finding(found, 'vm-2').title, /^"Demo UEFI" can be moved$/)
   match(finding(found, 'vm-2').meaning, /^It needs .* of the .* that are free\.$/)
-  equal(finding(found, 'vm-2').command, 'npx zx recipes/migrate.ts "Demo UEFI" --dry-run')
+  equal(finding(found, 'vm-2').command, 'npx zx recipes/migrate.ts --dry-run "Demo UEFI"')
   // one of the two can go; who names the other is told no
   equal(found.ready, true)
   const one = await examine(context, { vm: ['Demo BIOS'] })
@@ -353,6 +353,7 @@ asked(
     const words = await runTask(here, '../recipes/doctor', ova, ...args)
     deepEqual([words.code, words.stderr], [0, ''])
     match(words.stdout, /\nWho owns VT-x\n/)
+    match(words.stdout, /\n {9}It needs .* of the .* that are free\.\n/)
     match(words.stdout, /Type 1: .*<- this computer/)
     match(words.stdout, /\nA migration would go through\.\n$/)
     // deno-lint-ignore no-control-regex
@@ -425,7 +426,7 @@ for (
   const [text, expected] of [
     [
       `Cannot move "${HOSTILE}": it runs. Run: x '${HOSTILE.replace('’', '’’')}'`,
-      'Cannot move "VM-1": it runs. Run: x \'VM-2\'',
+      'Cannot move "VM-1": it runs. Run: x \'VM-1\'',
     ],
     ['Win10 old and WIN10, not Win100', 'VM-1 and VM-2, not Win100'],
     ['the VM "the" of kim', 'the VM "VM-1" of kim'],
