@@ -54,7 +54,10 @@ export async function prepareDisk(
   return await tell('prepare', disk, source, vm, dryRun, ps)
 }
 
-/** Puts back what {@link prepareDisk} changed, where it is still so. Harmless where nothing was, or the disk is gone. */
+/**
+ * Puts back what {@link prepareDisk} changed, where it is still so. Harmless where nothing was, where the
+ * disk is gone, and where Windows has run since and was not shut down: that is left as it is, with a warning.
+ */
 export async function undoPrepareDisk(
   { changed, disk }: Pick<PrepareDiskResult, 'changed' | 'disk'>,
   ps = powershell,
@@ -325,20 +328,22 @@ async function tell(
         onHive ([IO.Path]::Combine($own, 'SYSTEM')) $work
       } finally { tidy { [IO.Directory]::Delete($own, $true) } "Remove-Item -Recurse '$own'" }
     }
-    function refuseVolume($partition, $at) {
+    # why nothing may be written there, and what mends it
+    function obstacle($partition, $at) {
       $hiberfil = [IO.Path]::Combine($at, 'hiberfil.sys')
-      $mend = 'Start it in VirtualBox, run in it, elevated: powercfg /h off; shutdown /s /t 0, and convert its disk again'
       if ([IO.File]::Exists($hiberfil)) {
         $stream = [IO.File]::OpenRead($hiberfil)
         try {
           $bytes = New-Object byte[] 4
           $count = $stream.Read($bytes, 0, 4)
         } finally { $stream.Dispose() }
-        if ($count -eq 4 -and [Text.Encoding]::ASCII.GetString($bytes) -in 'hibr', 'rstr') { throw "$cannot Windows on it is hibernated, or was shut down by Fast Startup, and what is written now would be lost or do damage. $mend" }
+        if ($count -eq 4 -and [Text.Encoding]::ASCII.GetString($bytes) -in 'hibr', 'rstr') {
+          return 'Windows on it is hibernated, or was shut down by Fast Startup, and what is written now would be lost or do damage', 'Start it in VirtualBox, run in it, elevated: powercfg /h off; shutdown /s /t 0, and convert its disk again'
+        }
       }
       $id = @($partition.AccessPaths | Where-Object { $_ -like '*Volume{*' })[0]
       if (@(Get-CimInstance -ClassName Win32_Volume | Where-Object { $_.DeviceID -eq $id -and $_.DirtyBitSet }).Count -gt 0) {
-        throw "$cannot the volume of Windows was not closed properly, or is damaged. Start it in VirtualBox, let it check the disk, shut it down, and convert its disk again"
+        return 'the volume of Windows was not closed properly, or is damaged', 'Start it in VirtualBox, let it check the disk, shut it down, and convert its disk again'
       }
     }
     # a Windows without BitLocker has no such class
@@ -347,12 +352,15 @@ async function tell(
       catch { if ($_.Exception.HResult -ne -2147217394 -and $_.FullyQualifiedErrorId -notlike 'HRESULT 0x8004100e*') { throw } }
     }
     $locked = New-Object Collections.ArrayList
+    $open = New-Object Collections.ArrayList
     onDisk $true $null {
       $partition, $at = $args
       $hivePath = [IO.Path]::Combine($at, 'Windows', 'System32', 'config', 'SYSTEM')
       if (@(lockedVolumes | Where-Object { $_ -in $partition.AccessPaths }).Count -gt 0) { $null = $locked.Add($partition.PartitionNumber); return }
       if (-not [IO.File]::Exists($hivePath)) { return }
-      refuseVolume $partition $at
+      $why, $mend = obstacle $partition $at
+      if ($why -and $mode -eq 'undo') { $null = $open.Add($why); return }
+      if ($why) { throw "$cannot $why. $mend" }
       copied $hivePath {
         $one = @{ number = $partition.PartitionNumber; changes = @(); kept = has $record }
         if ($mode -eq 'prepare') { $one.changes = @(sets | ForEach-Object { lookAt $_ }) }
@@ -360,6 +368,13 @@ async function tell(
       }
     }
     if ($left.Count -gt 0) { throw "$cannot $($left[0])" }
+    if ($mode -eq 'undo' -and $locked.Count -gt 0) { $null = $open.Add('BitLocker has locked it') }
+    if ($mode -eq 'undo' -and $open.Count -gt 0) {
+      # it has run since, and is its own again
+      say 'undo' 'warning' "Windows stays prepared for Hyper-V, with which it starts in VirtualBox too: $($open[0])"
+      finish
+      return
+    }
     if ($found.Count -eq 0 -and $locked.Count -gt 0) {
       throw "$cannot BitLocker has locked its partition $($locked -join ', '). Start it in VirtualBox, run in it, elevated: Suspend-BitLocker -MountPoint C: -RebootCount 0, and convert its disk again"
     }

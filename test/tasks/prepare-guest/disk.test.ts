@@ -199,6 +199,19 @@ test('keeps what was before the first of two, and what Windows has changed since
   equal(done[RECORD], undefined)
 })
 
+test('leaves a Windows as it is that has run since and was not shut down', async ({ host, disk, hive }) => {
+  const result = await prepareDisk({ disk }, host.ps)
+  const done = await hive()
+  for (const part of [{ dirty: true }, { hiberfil: 'HIBR' }, { locked: true }]) {
+    await host.change((state) => {
+      state.windows = [{ disk, partition: 2, hive: done, ...part }]
+    })
+    const undone = await undoPrepareDisk(result, host.ps)
+    deepEqual(undone && [undone.changed, ...says(undone)], [false, 'undo warning'])
+    deepEqual(await hive(), done)
+  }
+})
+
 test('tells a Windows that Hyper-V cannot start, and changes nothing in it', async ({ host, disk }) => {
   const without = (...drivers: string[]) =>
     host.change(({ windows: [{ hive }] }) => {
