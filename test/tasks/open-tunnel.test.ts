@@ -1,0 +1,513 @@
+import fs from 'fs-extra'
+import { deepEqual, equal, match, ok, rejects } from 'node:assert/strict'
+import { execFile, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { connect } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import process from 'node:process'
+import { text } from 'node:stream/consumers'
+import { promisify } from 'node:util'
+import { suite } from 'uvu'
+import {
+  openTunnel,
+  type OpenTunnelOptions,
+  type Tunnel,
+  type TunnelEvent,
+} from '../../tasks/open-tunnel.ts'
+import { fingerprint, judge, knownKeys } from '../../tasks/open-tunnel/known-hosts.ts'
+import { parseHop } from '../../tasks/open-tunnel/hops.ts'
+import { needs } from '../needs.ts'
+import { type SocksServer, socksServer, tcpServer } from '../socks-server.ts'
+import { mariadb, reaches, type SshServer, sshServer, until } from '../tunnel-hosts.ts'
+
+const execute = promisify(execFile)
+const file = join(import.meta.dirname as string, '..', '..', 'tasks', 'open-tunnel.ts')
+const runtime = 'Deno' in globalThis ? ['run', '-A'] : []
+
+/** A database behind an SSH host, which a jump host alone reaches, behind a SOCKS5 proxy. */
+interface Intranet {
+  dir: string
+  echo: Awaited<ReturnType<typeof tcpServer>>
+  proxy: SocksServer
+  jump: SshServer
+  target: SshServer
+  knownHosts: string
+  via: string[]
+  options: OpenTunnelOptions
+  events: TunnelEvent[]
+  open: (more?: Partial<OpenTunnelOptions>) => Promise<Tunnel>
+  run: (args: string[], env?: NodeJS.ProcessEnv) => Promise<Run>
+}
+interface Run {
+  code: number | null
+  stdout: string
+  stderr: string
+}
+
+const intranet = suite<Intranet>('openTunnel')
+const test = needs(intranet, 'sshd', 'ssh-keygen')
+const tunnels: Tunnel[] = []
+
+intranet.before.each(async (context) => {
+  context.dir = await fs.mkdtemp(join(tmpdir(), 'tunnel-'))
+  context.echo = await tcpServer((socket) => socket.pipe(socket))
+  context.proxy = await socksServer()
+  const { echo, proxy } = context
+  const target = context.target = await sshServer()
+  const jump = context.jump = await sshServer({ permitOpen: `127.0.0.1:${target.port}` })
+  context.knownHosts = join(context.dir, 'known_hosts')
+  await fs.writeFile(
+    context.knownHosts,
+    [target, jump].map(({ port, hostKey }) => `[127.0.0.1]:${port} ${hostKey}\n`).join(''),
+  )
+  const at = (server: SshServer) =>
+    `ssh://root@127.0.0.1:${server.port}?identity=${encodeURIComponent(server.identity)}`
+  context.via = [`socks5://${proxy.address}`, at(jump), at(target)]
+  context.events = []
+  context.options = {
+    to: `127.0.0.1:${echo.port}`,
+    via: context.via,
+    knownHosts: [context.knownHosts],
+    onEvent: (event) => context.events.push(event),
+  }
+  context.open = async (more) => {
+    const tunnel = await openTunnel({ ...context.options, ...more })
+    tunnels.push(tunnel)
+    return tunnel
+  }
+  context.run = async (args, env) => {
+    const known = ['--known-hosts', context.knownHosts]
+    const child = spawn(process.execPath, [...runtime, file, ...known, ...args], {
+      env: { ...process.env, FORCE_COLOR: '0', ...env },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    })
+    const [stdout, stderr, [code]] = await Promise.all([
+      text(child.stdout),
+      text(child.stderr),
+      once(child, 'close') as Promise<[number | null]>,
+    ])
+    return { code, stdout, stderr }
+  }
+})
+intranet.after.each(async ({ dir, echo, proxy, jump, target }) => {
+  await Promise.all(tunnels.splice(0).map((tunnel) => tunnel.close()))
+  await Promise.all([echo, proxy, jump, target].map((server) => server?.close()))
+  await fs.remove(dir)
+})
+
+/** Says something through a tunnel, and tells what comes back. */
+async function say(port: number, words: string): Promise<string> {
+  const socket = connect(port, '127.0.0.1')
+  try {
+    socket.write(words)
+    const [answer] = await once(socket, 'data')
+    return String(answer)
+  } finally {
+    socket.destroy()
+  }
+}
+
+test('goes through a SOCKS5 proxy, a jump host and an SSH host, and counts', async ({ open, proxy, jump, target }) => {
+  const tunnel = await open()
+  equal(tunnel.host, '127.0.0.1')
+  equal(await say(tunnel.port, 'hello'), 'hello')
+  await until(() => tunnel.count().connections === 0, 'the end of the connection')
+  deepEqual(tunnel.count(), { connections: 0, sent: 5, received: 5 })
+  deepEqual(proxy.asked, [`ipv4 127.0.0.1:${jump.port}`])
+  match(await jump.log(), /Accepted publickey/)
+  match(await target.log(), /Accepted publickey/)
+  equal(tunnel.state(), 'open')
+  await tunnel.close()
+  equal(await reaches(tunnel.port), false)
+  equal(tunnel.state(), 'closed')
+})
+
+test('takes any order of hops, and none', async ({ open, via, proxy, echo }) => {
+  const orders = [
+    [],
+    [via[0] as string],
+    [via[1] as string, via[2] as string],
+    [via[2] as string, via[0] as string],
+    [via[0] as string, `socks5://${proxy.address}`],
+  ]
+  for (const order of orders) {
+    const tunnel = await open({ via: order })
+    equal(await say(tunnel.port, 'through'), 'through', order.join())
+  }
+  ok(proxy.asked.includes(`ipv4 127.0.0.1:${echo.port}`))
+})
+
+test('refuses an unknown host key with its fingerprint, and takes and remembers the one that is told', async ({ open, target, knownHosts }) => {
+  const before = await fs.readFile(knownHosts, 'utf8')
+  const others = before.split('\n').filter((line) => !line.includes(`:${target.port} `)).join('\n')
+  await fs.writeFile(knownHosts, others.trimEnd()) // without the end of its line
+  const shown = (await execute('ssh-keygen', ['-lf', join(target.dir, 'host.pub')])).stdout.split(
+    ' ',
+  )[1] as string
+  await rejects(open(), ({ message }: Error) => {
+    equal(
+      message,
+      `Cannot open the tunnel "${
+        message.split('"')[1]
+      }": hop 3, ssh://root@127.0.0.1:${target.port}: ` +
+        `its key ${shown} is not in ${knownHosts}. On that machine, run: ssh-keygen -lf ` +
+        `/etc/ssh/ssh_host_ed25519_key.pub and only if it shows the same, run again with --trust ${shown}`,
+    )
+    return true
+  })
+  await rejects(open({ trust: [`SHA256:${'A'.repeat(43)}`] }), /is not in/)
+  equal(await fs.readFile(knownHosts, 'utf8'), others.trimEnd())
+  equal(await say((await open({ trust: [shown] })).port, 'x'), 'x')
+  equal(
+    await fs.readFile(knownHosts, 'utf8'),
+    `${others.trimEnd()}\n[127.0.0.1]:${target.port} ${target.hostKey}\n`,
+  )
+  equal(await say((await open()).port, 'x'), 'x')
+})
+
+test('refuses a host key that changed or is revoked, trusted or not', async ({ open, target, jump, knownHosts }) => {
+  const known = await fs.readFile(knownHosts, 'utf8')
+  const shown = fingerprint(Buffer.from(target.hostKey.split(' ')[1] as string, 'base64'))
+  await fs.writeFile(knownHosts, known.replace(target.hostKey, jump.hostKey))
+  await rejects(open({ trust: [shown] }), ({ message }: Error) => {
+    match(message, /hop 3, .*: its key has CHANGED to SHA256:\S+, .*known_hosts:1 knows another\./)
+    ok(message.endsWith(`ssh-keygen -R "[127.0.0.1]:${target.port}" -f "${knownHosts}"`), message)
+    return true
+  })
+  await fs.writeFile(knownHosts, `${known}@revoked * ${target.hostKey}\n`)
+  await rejects(open({ trust: [shown] }), /hop 3, .* is revoked in .*known_hosts:3\. Do not/)
+})
+
+test('names the hop of each failure', async ({ open, via, proxy, jump, target, options }) => {
+  const [socks = '', first = '', second = ''] = via
+  const stranger = `ssh://root@127.0.0.1:${jump.port}?identity=${
+    encodeURIComponent(target.identity)
+  }`
+  await rejects(
+    open({ via: [socks, stranger] }),
+    /: hop 2, ssh:\/\/root@127\.0\.0\.1:\d+: it lets "root" in by none of: the key "/,
+  )
+  // the jump host lets nobody on to the database
+  const tunnel = await open({ via: [socks, first] })
+  await rejects(
+    tunnel.check(),
+    /: hop 2, .*: it does not connect to 127\.0\.0\.1:\d+: its rules do not allow it/,
+  )
+  await rejects(
+    (await open({ to: '127.0.0.1:1' })).check(),
+    /: hop 3, .*: it does not connect to 127\.0\.0\.1:1: Connection refused$/,
+  )
+  const web = await tcpServer((socket) => socket.end('HTTP/1.1 400 Bad Request\r\n\r\n'))
+  await rejects(open({ via: [`ssh://root@127.0.0.1:${web.port}`] }), /: hop 1, ssh:\/\/root@127/)
+  await rejects(
+    open({ via: [`socks5://127.0.0.1:${web.port}`, first] }),
+    /: hop 1, .*: what listens there does not speak SOCKS5/,
+  )
+  await web.close()
+  await target.stop()
+  await rejects(open(), /: hop 2, .* does not connect to 127\.0\.0\.1:\d+: Connection refused$/)
+  await jump.stop()
+  await rejects(open(), /: hop 1, .* does not connect to 127\.0\.0\.1:\d+: nothing listens there$/)
+  await proxy.close()
+  await rejects(open(), /: hop 1, socks5:.*: nothing listens there \(ECONNREFUSED\)/)
+  const silent = await socksServer({ silent: true })
+  await rejects(
+    open({ via: [`socks5://${silent.address}`, first, second], timeout: 0.3 }),
+    /: hop 1, .*: no answer within 0\.3 s$/,
+  )
+  await silent.close()
+  const [taken] = await Promise.all([tcpServer(() => {})])
+  await rejects(
+    open({ via: [], local: `${taken.port}` }),
+    /: the local port 127\.0\.0\.1:\d+: the port is taken \(EADDRINUSE\)\. Run again/,
+  )
+  await taken.close()
+  await rejects(open({ local: '0.0.0.0:0' }), /^Error: Cannot listen on 0\.0\.0\.0:0: other/)
+  equal(options.via, via)
+})
+
+test('opens the way again when the jump host was restarted, and breaks what was under way at once', async ({ open, jump, events }) => {
+  const tunnel = await open()
+  const socket = connect(tunnel.port, '127.0.0.1')
+  socket.write('query')
+  await once(socket, 'data')
+  const broken = once(socket, 'close')
+  socket.on('error', () => {})
+  await jump.stop()
+  await broken
+  await until(() => tunnel.state() === 'lost', 'the loss')
+  // who comes now waits for the way
+  const waiting = say(tunnel.port, 'again')
+  await jump.start()
+  equal(await waiting, 'again')
+  equal(tunnel.state(), 'open')
+  const told = events.map(({ event }) => event)
+  deepEqual(told.filter((event) => event !== 'retry'), ['open', 'lost', 'open'])
+  match(events.find(({ event }) => event === 'lost')?.detail ?? '', /^hop [23], ssh:/)
+})
+
+test('notices a link whose other end has vanished, and opens another', async ({ open, proxy }) => {
+  const tunnel = await open({ keepalive: 0.2 })
+  equal(await say(tunnel.port, 'before'), 'before')
+  proxy.freeze(true)
+  await until(() => tunnel.state() === 'lost', 'the loss')
+  await until(() => tunnel.state() === 'open', 'another way')
+  equal(await say(tunnel.port, 'after'), 'after')
+})
+
+test('gives up when the host has another key after a loss', async ({ open, jump }) => {
+  const tunnel = await open()
+  await jump.stop()
+  for (const name of ['host', 'host.pub']) await fs.remove(join(jump.dir, name))
+  await execute('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', join(jump.dir, 'host')])
+  await jump.start()
+  await rejects(tunnel.ended, /^FatalError: .*hop 2, .*: its key has CHANGED/)
+  equal(tunnel.state(), 'closed')
+  equal(await reaches(tunnel.port), false)
+})
+
+test('breaks a connection whose server died, and keeps the tunnel', async ({ open, echo }) => {
+  const tunnel = await open()
+  const socket = connect(tunnel.port, '127.0.0.1')
+  socket.on('error', () => {})
+  socket.write('query')
+  await once(socket, 'data')
+  const broken = once(socket, 'close')
+  for (const far of echo.sockets) far.resetAndDestroy()
+  await broken
+  equal(await say(tunnel.port, 'next'), 'next')
+  equal(tunnel.state(), 'open')
+})
+
+test('signs in by an agent, and by a key with a passphrase', async ({ open, jump, via, dir }) => {
+  const [socks = ''] = via
+  const locked = join(dir, 'locked')
+  await fs.copy(jump.identity, locked)
+  await fs.chmod(locked, 0o600)
+  await execute('ssh-keygen', ['-q', '-p', '-P', '', '-N', 'open “it”', '-f', locked])
+  const hop = `ssh://root@127.0.0.1:${jump.port}?identity=${encodeURIComponent(locked)}`
+  process.env.TUNNEL_TEST = 'open “it”'
+  const tunnel = await open({ via: [socks, `${hop}&passphrase=env:TUNNEL_TEST`] })
+  equal(tunnel.state(), 'open')
+  process.env.TUNNEL_WRONG = 'wrong'
+  await rejects(
+    open({ via: [socks, `${hop}&passphrase=env:TUNNEL_WRONG`] }),
+    /: hop 2, .*: the passphrase of the key ".*locked" is wrong$/,
+  )
+  const socket = join(dir, 'agent')
+  const agent = spawn('ssh-agent', ['-D', '-a', socket], { stdio: 'ignore' })
+  const before = process.env.SSH_AUTH_SOCK
+  try {
+    await until(() => fs.pathExists(socket), 'the agent')
+    process.env.SSH_AUTH_SOCK = socket
+    await execute('ssh-add', ['-q', jump.identity])
+    const tunnel = await open({ via: [socks, `ssh://root@127.0.0.1:${jump.port}`] })
+    equal(tunnel.state(), 'open')
+  } finally {
+    if (before === undefined) delete process.env.SSH_AUTH_SOCK
+    else process.env.SSH_AUTH_SOCK = before
+    agent.kill()
+    await once(agent, 'exit')
+  }
+})
+
+test('runs a command with the port, ends with it, and with its exit code', async ({ run, via, echo }) => {
+  const hops = via.flatMap((hop) => ['--via', hop])
+  const to = ['--to', `127.0.0.1:${echo.port}`]
+  const script =
+    "require('net').connect(process.env.TUNNEL_PORT, process.env.TUNNEL_HOST, function " +
+    "() { this.end(process.argv[1]) }).on('data', (d) => { console.log(String(d)); process.exit(7) })"
+  const node = 'Deno' in globalThis ? 'node' : process.execPath
+  const ran = await run([...to, ...hops, '--exec', node, '-e', script, '{port} --json'])
+  match(ran.stdout, /^\d+ --json\n$/)
+  equal(ran.stderr, '')
+  equal(ran.code, 7)
+  const absent = await run([...to, ...hops, '--exec', 'no-such-program'])
+  match(absent.stderr, /^Cannot run "no-such-program": .*ENOENT\. Check that it is on PATH\n$/)
+  equal(absent.code, 1)
+})
+
+test('opens all tunnels of a file, tells of each with --check, and refuses what it cannot read', async ({ run, dir, via, echo }) => {
+  const config = join(dir, 'tunnels.json')
+  const to = `127.0.0.1:${echo.port}`
+  await fs.writeJson(config, {
+    tunnels: [{ name: 'db', to, via: via.slice(0, 1) }, { name: 'other', to, via }],
+  })
+  const { code, stdout, stderr } = await run(['--config', config, '--check'])
+  equal(stderr, '')
+  equal(code, 0)
+  const { tunnels } = JSON.parse(stdout)
+  deepEqual(tunnels.map(({ name }: { name: string }) => name), ['db', 'other'])
+  for (const wrong of ['{', '{}', '{"tunnels":[{"to":1}]}', '{"tunnels":[{"to":"a:1","x":1}]}']) {
+    await fs.writeFile(config, wrong)
+    const refused = await run(['--config', config, '--check'])
+    equal(refused.code, 1, wrong)
+    match(refused.stderr, /^Cannot read the tunnels of ".*": .*\. Example: \{ "tunnels"/)
+  }
+})
+
+test('tells what happens as JSON, and closes all on Ctrl-C', async ({ via, echo, knownHosts }) => {
+  const hops = via.flatMap((hop) => ['--via', hop])
+  const child = spawn(process.execPath, [
+    ...[...runtime, file, '--known-hosts', knownHosts, '--to', `127.0.0.1:${echo.port}`],
+    ...[...hops, '--json'],
+  ], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const closed = once(child, 'close')
+  let said = ''
+  child.stdout.on('data', (part) => said += part)
+  await until(() => said.includes('\n'), 'the first event')
+  const { event, port } = JSON.parse(said) as TunnelEvent
+  equal(event, 'open')
+  equal(await say(port, 'hello'), 'hello')
+  child.kill('SIGINT')
+  deepEqual(await closed, [0, null])
+  equal(JSON.parse(said.trim().split('\n')[1] as string).event, 'closed')
+  equal(await reaches(port), false)
+})
+
+needs(intranet, 'sshd', 'ssh')(
+  'goes the same way by the system’s ssh',
+  async ({ open, jump, events }) => {
+    const tunnel = await open({ engine: 'ssh' })
+    equal(await say(tunnel.port, 'hello'), 'hello')
+    await jump.stop()
+    await until(() => tunnel.state() === 'lost', 'the loss')
+    await jump.start()
+    equal(await say(tunnel.port, 'again'), 'again')
+    deepEqual(events.map(({ event }) => event).filter((event) => event !== 'retry'), [
+      'open',
+      'lost',
+      'open',
+    ])
+    await jump.stop()
+    await rejects(open({ engine: 'ssh' }), /hop 3, .*: ssh ended: .+/)
+  },
+)
+
+needs(intranet, 'sshd', 'mariadbd', 'mariadb', 'microsocks')(
+  'asks a MariaDB through a SOCKS5 proxy with a password, a jump host and an SSH host',
+  async ({ run, via, proxy }) => {
+    const db = await mariadb()
+    const guarded = await socksServer({ user: 'me', password: 'changeme' })
+    try {
+      const hops = [`socks5://me@${guarded.address}?password=env:PROXY_PASSWORD`, ...via.slice(1)]
+      const query = async (sql: string) =>
+        await run([
+          ...['--to', `127.0.0.1:${db.port}`, ...hops.flatMap((hop) => ['--via', hop]), '--exec'],
+          ...['mariadb', '--no-defaults', '--skip-ssl', '-h127.0.0.1', '-P{port}', '-uapp', '-N'],
+          ...['-e', sql],
+        ], { PROXY_PASSWORD: 'changeme', MYSQL_PWD: 'changeme' })
+      const { code, stdout, stderr } = await query("SELECT 6 * 7, REPEAT('x', 3)")
+      equal(stderr, '')
+      equal(stdout, '42\txxx\n')
+      equal(code, 0)
+      // killed in the middle of a query, the client is told and the tunnel ends with it
+      const killed = query('SELECT SLEEP(600)')
+      await until(() => guarded.asked.length > 1, 'the query')
+      await until(async () => {
+        const { stdout } = await query(
+          'SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE INFO LIKE "SELECT SLEEP%"',
+        )
+        return stdout === '1\n'
+      }, 'the query')
+      await db.close()
+      const { code: lost, stderr: told } = await killed
+      equal(lost, 1)
+      match(told, /ERROR 2013|Lost connection/)
+    } finally {
+      await guarded.close()
+      ok(proxy)
+    }
+  },
+)
+
+intranet.run()
+
+const words = suite('words of a tunnel')
+
+words('takes hops of two kinds, and none that could be something else', () => {
+  const { kind, host, port, user, password } = parseHop('socks5://me@proxy?password=env:A_B', 0)
+  deepEqual([kind, host, port, user, password], ['socks5', 'proxy', 1080, 'me', 'env:A_B'])
+  equal(parseHop('ssh://[fe80::1%eth0]:2222', 0).host, 'fe80::1%eth0')
+  equal(parseHop('ssh://DOMAIN%5Cme@host', 0).user, 'DOMAIN\\me')
+  const hostile = [
+    ...['', 'host', 'http://a:1', 'ssh://', 'ssh://-oProxyCommand=x', 'ssh://-l@host', 'ssh://a b'],
+    ...['ssh://a:99999', 'ssh://a\nb', 'ssh://host?x=1', 'ssh://host?password=changeme'],
+    ...['ssh://me:changeme@host', 'ssh://%0a@host', 'ssh://%@host', 'ssh://a"b', 'ssh://$(x)/y'],
+  ]
+  for (const text of hostile) {
+    let message = ''
+    try {
+      parseHop(text, 1)
+    } catch (error) {
+      message = (error as Error).message
+    }
+    match(message, /^Cannot take "/, text)
+    ok(!/:changeme/.test(message), message)
+  }
+})
+
+needs(words, 'ssh-keygen')(
+  'reads known_hosts as OpenSSH does: hashes, patterns, ports, exceptions',
+  async () => {
+    const dir = await fs.mkdtemp(join(tmpdir(), 'known-'))
+    try {
+      const keys: string[] = []
+      for (const name of ['a', 'b']) {
+        await execute('ssh-keygen', [
+          '-q',
+          '-t',
+          'ed25519',
+          '-N',
+          '',
+          '-C',
+          '',
+          '-f',
+          join(dir, name),
+        ])
+        keys.push((await fs.readFile(join(dir, `${name}.pub`), 'utf8')).trim())
+      }
+      const [a = '', b = ''] = keys
+      const path = join(dir, 'known_hosts')
+      await fs.writeFile(path, `DB.Intranet,10.0.0.1 ${a}\n[db.intranet]:2222 ${b}\n`)
+      await execute('ssh-keygen', ['-q', '-H', '-f', path])
+      match(await fs.readFile(path, 'utf8'), /^\|1\|/)
+      await fs.appendFile(
+        path,
+        [
+          '',
+          '# nothing',
+          `*.lab,!bad.lab,h?st ${a} a comment`,
+          `@revoked evil ${a}`,
+          `@cert-authority *.ca ${a}`,
+          `@unknown x ${a}`,
+          'broken ssh-ed25519 AAAA',
+          `${'*a'.repeat(2000)} ${a}`,
+          '',
+        ].join('\r\n'),
+      )
+      const verdict = async (host: string, port: number, key: string) => {
+        const known = await knownKeys([join(dir, 'absent'), path], host, port)
+        return judge(known, Buffer.from(key.split(' ')[1] as string, 'base64')).verdict
+      }
+      equal(await verdict('db.intranet', 22, a), 'known')
+      equal(await verdict('DB.intranet', 2222, b), 'known')
+      equal(await verdict('db.intranet', 2222, a), 'changed')
+      equal(await verdict('10.0.0.1', 22, b), 'changed')
+      equal(await verdict('db', 22, a), 'unknown')
+      equal(await verdict('x.lab', 22, a), 'known')
+      equal(await verdict('bad.lab', 22, a), 'unknown')
+      equal(await verdict('host', 22, a), 'known')
+      equal(await verdict('evil', 22, a), 'revoked')
+      equal(await verdict('x.ca', 22, a), 'unknown')
+      equal(await verdict('x', 22, a), 'unknown')
+      equal(await verdict('broken', 22, a), 'unknown')
+      equal(await verdict('a'.repeat(250), 22, a), 'unknown')
+    } finally {
+      await fs.remove(dir)
+    }
+  },
+)
+
+words.run()
