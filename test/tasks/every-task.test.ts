@@ -33,7 +33,7 @@ import { type SocksServer, socksServer } from '../socks-server.ts'
 const root = join(import.meta.dirname as string, '..', '..')
 const tasks = (await fs.readdir(join(root, 'tasks')))
   .filter((name) => name.endsWith('.ts') && !['task.ts', 'guard.ts'].includes(name))
-const folders = ['convert-disk', 'prepare-guest', 'show-network', 'use-proxy']
+const folders = ['convert-disk', 'prepare-guest', 'show-network', 'serve-proxy', 'use-proxy']
 const bin = join(root, 'node_modules', '.bin')
 // each runtime's where it runs the tests, as this takes minutes
 const RUNTIMES: Record<string, string[]> = 'Deno' in globalThis
@@ -100,6 +100,7 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
     const { vdi, ova } = await demo('bios', dir)
     const disk = join(dir, 'demo.vhdx')
     const vm = await runningVm(dir, { name: 'demo', password: '', product: 'Windows 11' })
+    const PATH = `${await guestBySsh(dir)}${delimiter}${host.env.PATH}`
     // each line depends on those before it, and all tasks but task.ts occur
     const commands = [
       ['inspect-vm', ova],
@@ -124,6 +125,7 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
       ['set-guest-ip', '--vm', 'demo', '--guest-ip', '192.168.56.191'],
       ['import-vm', '--from', await exportOne(host, dir)],
       ['check-proxy', '--proxy', `socks5://${proxy.address}`],
+      ['serve-proxy', '--via', 'ssh://guest', '--address', '192.168.56.191'],
       // what it does without --dry-run is this user's
       ['use-proxy', 'on', '--http', '192.168.56.191:8080', '--for', 'npm', '--dry-run'],
     ]
@@ -145,7 +147,7 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
         ...program.slice(1),
         join(alone, `${task}.ts`),
         ...args,
-      ], { cwd: dir, env: { ...host.env, ...vm } })
+      ], { cwd: dir, env: { ...host.env, ...vm, PATH } })
       equal(code, 0, `${task}: ${stderr}`)
       equal(stdout.trim().split('\n').length, 1, `${task} prints one line: ${stdout}`)
       ok(typeof JSON.parse(stdout) === 'object', task)
@@ -154,6 +156,15 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
     const [made] = (await host.state()).vms
     equal(made.name, 'demo')
   })
+}
+
+/** A folder with an ssh to a guest that serves a proxy already, as serve-proxy's own test has a real one. */
+async function guestBySsh(dir: string): Promise<string> {
+  const said = '{"state":"ok","changed":false,"program":"gost","served":true,"ruleWas":true}'
+  const text =
+    `#!/bin/sh\ncase "$*" in *uname*) echo Linux ;; *) cat > /dev/null; echo '${said}' ;; esac\n`
+  await fs.outputFile(join(dir, 'bin', 'ssh'), text, { mode: 0o755 })
+  return join(dir, 'bin')
 }
 
 test('leaves the host as it was on a dry run, and its scripts have no syntax that 5.1 lacks', async ({ host, dir }) => {

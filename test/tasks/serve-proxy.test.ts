@@ -1,0 +1,309 @@
+import fs from 'fs-extra'
+import { deepEqual, equal, match, ok, rejects } from 'node:assert/strict'
+import { execFile } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import process from 'node:process'
+import { promisify } from 'node:util'
+import { suite } from 'uvu'
+import { serveProxy, undoServeProxy } from '../../tasks/serve-proxy.ts'
+import { Secret } from '../../tasks/task.ts'
+import { type GuestRoot, guestRoot, programs } from '../guest-root.ts'
+import { needs } from '../needs.ts'
+import { runTask } from '../run-task.ts'
+import { type SshHost, sshHost } from '../ssh-host.ts'
+
+const execute = promisify(execFile)
+
+// --- Linux: a real root file system behind a real sshd, with stand-ins for what cannot run in it ---
+
+/** Says its version, and serves by writing down what it was configured with. */
+const gost = (version: string) =>
+  `#!/bin/sh
+if [ "$1" = -V ]; then echo "gost ${version} (go1.22.0 linux/amd64)"; exit 0; fi
+[ ! -e /run/broken ] || exit 1
+cat "$2" > /run/served
+`
+
+const SYSTEMCTL = `#!/bin/sh
+echo "$*" >> /run/systemctl.log
+for unit; do :; done
+case $1 in
+  --version) echo 'systemd 252 (252.39-1~deb12u1)' ;;
+  is-active) [ -e /run/active ] ;;
+  is-enabled) [ -e /run/enabled ] ;;
+  enable) touch /run/enabled ;;
+  disable) rm -f /run/enabled /run/active /run/served ;;
+  restart)
+    rm -f /run/active
+    CREDENTIALS_DIRECTORY=/etc/vbox-to-hyperv
+    eval "$(sed -n 's/^ExecStart=//p' /etc/systemd/system/$unit)" && touch /run/active
+    exit 0 ;;
+esac
+`
+
+const UFW = `#!/bin/sh
+case "$*" in
+  status) echo 'Status: active' ;;
+  'show added') cat /run/ufw 2> /dev/null ;;
+  delete*) shift 2; grep -v "from $4 to $6 port $8 " /run/ufw > /run/ufw.new; mv /run/ufw.new /run/ufw ;;
+  allow*) echo "ufw allow from $5 to $7 port $9 proto tcp comment 'vbox-to-hyperv'" >> /run/ufw ;;
+esac
+`
+
+const IP = '#!/bin/sh\necho "2: eth0    inet 192.168.56.191/24 brd 192.168.56.255 scope global"\n'
+
+interface Context {
+  root: GuestRoot
+  host: SshHost
+  dir: string
+}
+
+const linux = suite('serveProxy in a Linux guest')
+
+const inRoot = needs(linux, 'sshd', 'ssh', 'ssh-keygen', 'pwsh', ...programs)
+
+const UNIT = 'etc/systemd/system/vbox-to-hyperv-proxy.service'
+const CONFIG = 'etc/vbox-to-hyperv/gost.json'
+const OWN = 'usr/local/lib/vbox-to-hyperv/gost'
+
+let made: Promise<Context> | undefined
+
+/** Made once, as that takes longer than a test. */
+async function make(): Promise<Context> {
+  const dir = await fs.mkdtemp(join(tmpdir(), 'serve-proxy-'))
+  const root = await guestRoot('none')
+  const shell = join(dir, 'shell')
+  await fs.writeFile(shell, `#!/bin/sh\nexec chroot '${root.path}' /bin/sh "$@"\n`, { mode: 0o755 })
+  const programs = { systemctl: SYSTEMCTL, ufw: UFW, ip: IP, sleep: '#!/bin/sh\n' }
+  for (const [name, text] of Object.entries(programs)) {
+    await fs.remove(join(root.path, 'usr/bin', name)) // other roots share it
+    await root.write(`usr/bin/${name}`, text)
+    await fs.chmod(join(root.path, 'usr/bin', name), 0o755)
+  }
+  return { root, host: await sshHost(process.env, { shell }), dir }
+}
+
+/** A guest with what a test gives it, and nothing left in its /tmp. */
+async function guest(work: (context: Context) => Promise<void>): Promise<void> {
+  const context = await (made ??= make())
+  const { root, host } = context
+  for (const name of ['run', 'etc/systemd', 'etc/vbox-to-hyperv', 'usr/local']) {
+    await fs.remove(join(root.path, name))
+  }
+  for (const name of ['run', 'etc']) await fs.ensureDir(join(root.path, name, 'systemd/system'))
+  const path = process.env.PATH
+  try {
+    process.env.PATH = host.env.PATH
+    await work(context)
+    deepEqual(await fs.readdir(join(root.path, 'tmp')), [])
+  } finally {
+    process.env.PATH = path
+  }
+}
+
+linux.after(async () => {
+  const context = await made
+  await context?.host.close()
+  await context?.root.close()
+  if (context) await fs.remove(context.dir)
+})
+
+async function put(root: GuestRoot, version: string): Promise<void> {
+  await root.write('usr/local/bin/gost', gost(version))
+  await fs.chmod(join(root.path, 'usr/local/bin/gost'), 0o755)
+}
+
+async function local(dir: string, version: string): Promise<string> {
+  const path = join(dir, `gost ’${version}`)
+  await fs.writeFile(path, gost(version), { mode: 0o755 })
+  return path
+}
+
+const hash = (text: string) => createHash('sha256').update(text).digest('hex')
+const address = '192.168.56.191'
+
+inRoot(
+  'serves by the gost on the guest’s PATH, for the host’s network alone, and only once',
+  () =>
+    guest(async ({ root, host }) => {
+      await put(root, '3.0.0')
+      const options = { via: host.url, address }
+      const before = await fs.readdir(join(root.path, 'etc'))
+      const dry = await serveProxy({ ...options, dryRun: true })
+      equal(dry.changed, true)
+      equal(await root.exists(UNIT), false)
+      deepEqual(await fs.readdir(join(root.path, 'etc')), before)
+      const result = await serveProxy(options)
+      deepEqual(result, {
+        ...dry,
+        gost: {
+          program: '/usr/local/bin/gost',
+          version: 'gost 3.0.0 (go1.22.0 linux/amd64)',
+          sha256: hash(gost('3.0.0')),
+        },
+        guest: 'linux',
+        proxy: '192.168.56.191:8080',
+        firewall: 'ufw',
+        before: { served: false, allowed: false },
+        subnet: '192.168.56.0/24',
+      })
+      const config = JSON.parse(await root.read('run/served'))
+      equal(config.services[0].addr, '192.168.56.191:8080')
+      deepEqual(config.services[0].handler, { type: 'auto' })
+      deepEqual(config.admissions, [
+        { name: 'host', whitelist: true, matchers: ['192.168.56.0/24'] },
+      ])
+      const rule = 'ufw allow from 192.168.56.0/24 to 192.168.56.191 port 8080 proto tcp'
+      ok((await root.read('run/ufw')).startsWith(rule))
+      await root.write('run/systemctl.log', '')
+      equal((await serveProxy(options)).changed, false)
+      ok(!/^(restart|enable|daemon-reload)\b/m.test(await root.read('run/systemctl.log')))
+      await undoServeProxy(result, options)
+      equal(await root.exists(UNIT), false)
+      equal(await root.exists('run/enabled'), false)
+      equal(await root.read('run/ufw'), '')
+      deepEqual(await fs.readdir(join(root.path, 'etc')), before)
+      await undoServeProxy(result, options)
+    }),
+)
+
+inRoot(
+  'brings the user’s program, keeps its password for root, and returns to what was served',
+  () =>
+    guest(async ({ root, host, dir }) => {
+      const options = { via: host.url, address, port: 1080, subnet: '192.168.56.1/32' }
+      const first = await serveProxy({ ...options, binary: await local(dir, 'v3.0.0') })
+      equal(first.gost.program, `/${OWN}`)
+      equal(await root.read(OWN), gost('v3.0.0'))
+      const unit = await root.read(UNIT)
+      match(unit, /DynamicUser=yes\nLoadCredential=gost\.json:/)
+      match(unit, /\nRestart=always\n/)
+      const password = 'change’me "$(id)" `id` \\'
+      const second = await serveProxy({
+        ...options,
+        binary: await local(dir, '3.1.0'),
+        user: 'bob',
+        password: new Secret(password),
+      })
+      deepEqual(second.before, { served: true, allowed: true })
+      const config = JSON.parse(await root.read('run/served'))
+      deepEqual(config.services[0].handler.auth, { username: 'bob', password })
+      equal((await fs.stat(join(root.path, CONFIG))).mode & 0o777, 0o600)
+      equal((await fs.stat(join(root.path, 'etc/vbox-to-hyperv'))).mode & 0o777, 0o700)
+      equal((await fs.stat(join(root.path, OWN))).mode & 0o777, 0o755)
+      ok(!(await root.read('run/systemctl.log')).includes('change'))
+      ok(!(await root.read(UNIT)).includes('change'))
+      await undoServeProxy(second, options)
+      equal(await root.read(OWN), gost('v3.0.0'))
+      equal(JSON.parse(await root.read('run/served')).services[0].handler.auth, undefined)
+      ok((await root.read('run/ufw')).includes('192.168.56.1/32'))
+      await undoServeProxy(second, options)
+      equal(await root.exists('run/active'), true)
+      await undoServeProxy(first, options)
+      equal(await root.exists(OWN), false)
+      equal(await root.exists('run/active'), false)
+    }),
+)
+
+inRoot(
+  'leaves the guest as it was where gost does not stay up',
+  () =>
+    guest(async ({ root, host }) => {
+      await put(root, '3.0.0')
+      await root.write('run/broken', '')
+      const options = { via: host.url, address }
+      await rejects(serveProxy(options), {
+        message:
+          'Cannot serve a proxy at 192.168.56.191:8080: it ends as soon as it starts, and the guest is ' +
+          `as it was. Run: ssh ${host.url.slice(6)} journalctl -u vbox-to-hyperv-proxy`,
+      })
+      equal(await root.exists(UNIT), false)
+      equal(await root.exists('etc/vbox-to-hyperv'), false)
+      equal(await root.exists('run/enabled'), false)
+    }),
+)
+
+inRoot(
+  'refuses a guest without gost, with version 2, or without the address',
+  () =>
+    guest(async ({ root, host, dir }) => {
+      const options = { via: host.url, address }
+      await rejects(
+        serveProxy(options),
+        /the guest has no gost on its PATH\. Take one of version 3/,
+      )
+      await put(root, '2.11.5')
+      await rejects(serveProxy(options), {
+        message:
+          'Cannot serve a proxy at 192.168.56.191:8080: "/usr/local/bin/gost" is no gost of version 3 ' +
+          'that runs there (it says "gost 2.11.5 (go1.22.0 linux/amd64)"). Take one for the guest’s ' +
+          'system from https://github.com/go-gost/gost/releases, and run again with --binary FILE',
+      })
+      const old = { ...options, binary: await local(dir, '2.0') }
+      await rejects(serveProxy(old), /is no gost of version 3/)
+      await put(root, '3.0.0')
+      await rejects(
+        serveProxy({ ...options, address: '192.168.56.19' }),
+        /the guest does not have that address\. Run: npx zx tasks\/set-guest-ip\.ts/,
+      )
+      await fs.remove(join(root.path, 'run/systemd'))
+      await rejects(serveProxy(options), /is not run by systemd/)
+      equal(await root.exists(UNIT), false)
+    }),
+)
+
+const verified = needs(linux, 'sshd', 'ssh', 'ssh-keygen', 'systemd-analyze', 'pwsh', ...programs)
+
+verified(
+  'makes a unit in which systemd finds nothing wrong',
+  () =>
+    guest(async ({ root, host, dir }) => {
+      await put(root, '3.0.0')
+      await serveProxy({ via: host.url, address })
+      const unit = (await root.read(UNIT)).replace(/\/usr\/local\/bin\/gost/, '/bin/true')
+      const path = join(dir, 'vbox-to-hyperv-proxy.service')
+      await fs.writeFile(path, unit)
+      const { stdout, stderr } = await execute('systemd-analyze', ['verify', '--man=no', path])
+      equal(
+        `${stdout}${stderr}`.split('\n').filter((line) => line.includes('proxy')).join('\n'),
+        '',
+      )
+    }),
+)
+
+linux('refuses what cannot be meant before the guest is asked', async () => {
+  const via = 'ssh://192.0.2.1'
+  for (const wrong of ['0.0.0.0', '127.0.0.1', '::', 'x', '1.2.3', '192.168.56.191; id', '']) {
+    await rejects(serveProxy({ via, address: wrong }), /it is one IPv4 address of the guest/)
+  }
+  for (const subnet of ['0.0.0.0/0', '192.168.56.0', '192.168.56.0/24/1', '$(id)/24']) {
+    await rejects(serveProxy({ via, address, subnet }), /it is an IPv4 network of the host/)
+  }
+  await rejects(serveProxy({ via, address, port: 0 }), RangeError)
+  await rejects(serveProxy({ via, address, user: 'bob' }), /Cannot ask for that user/)
+  const password = new Secret('x')
+  await rejects(serveProxy({ via, address, user: 'a:b', password }), /Cannot ask for that user/)
+  await rejects(
+    serveProxy({ via, address, binary: '/no/such' }),
+    /^Error: Cannot read "\/no\/such"/,
+  )
+})
+
+inRoot('answers its command in JSON', () =>
+  guest(async ({ root, host, dir }) => {
+    await put(root, '3.0.0')
+    const env = { ...host.env, PROXY_PASSWORD: 'changeme' }
+    const args = ['--via', host.url, '--address', address, '--user', 'bob']
+    const credential = ['--credential', 'env:PROXY_PASSWORD']
+    const done = await runTask({ dir, env }, 'serve-proxy', ...args, ...credential)
+    equal(done.code, 0, done.stderr)
+    equal(JSON.parse(done.stdout).proxy, '192.168.56.191:8080')
+    ok(!`${done.stdout}${done.stderr}`.includes('changeme'))
+    const typed = await runTask({ dir, env }, 'serve-proxy', ...args, '--credential', 'changeme')
+    equal(typed.code, 1)
+    ok(!typed.stderr.includes('changeme'))
+  }))
+
+linux.run()
