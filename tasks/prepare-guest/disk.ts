@@ -92,7 +92,7 @@ async function tell(
     $left = New-Object Collections.ArrayList
     $found = New-Object Collections.ArrayList
     $seen = @{}
-    $way = @{ letters = $false; failure = $null }
+    $way = @{ letters = $false; used = $false; failure = $null }
 
     function say($step, $state, $detail) { $null = $steps.Add([ordered]@{ step = $step; state = $state; detail = $detail }) }
     function finish {
@@ -168,11 +168,18 @@ async function tell(
           throw
         }
         try {
-          foreach ($partition in @(Get-Partition | Where-Object { $_.DiskNumber -eq $mounted.DiskNumber })) {
+          # Windows may take a moment to see what is on a disk that it has mounted
+          for ($try = 1; $try -le 20; $try++) {
+            $partitions = @(Get-Partition | Where-Object { $_.DiskNumber -eq $mounted.DiskNumber })
+            if ($partitions.Count -gt 0) { break }
+            Start-Sleep -Milliseconds 250
+          }
+          foreach ($partition in $partitions) {
             $basic = [string]$partition.GptType -eq '{ebd0a0a2-b9e5-4433-87c0-68b6b72699c7}' -or $partition.MbrType -eq 7
             if (-not $basic -or ($numbers -and $partition.PartitionNumber -notin $numbers)) { continue }
             if ($way.letters) {
-              if (-not [int]$partition.DriveLetter) { throw $way.failure }
+              if (-not [int]$partition.DriveLetter) { continue }
+              $way.used = $true
               & $work $partition ([string]$partition.DriveLetter + ':' + [IO.Path]::DirectorySeparatorChar)
               continue
             }
@@ -181,6 +188,7 @@ async function tell(
               tidy { Remove-PartitionAccessPath -DiskNumber $partition.DiskNumber -PartitionNumber $partition.PartitionNumber -AccessPath $at } "mountvol '$at' /D"
             }
           }
+          if ($way.letters -and -not $way.used) { throw $way.failure }
         } finally { tidy { Dismount-VHD -Path $file } "Dismount-VHD -Path $typed" }
       } finally {
         # never what is in it: it may still be the volume
