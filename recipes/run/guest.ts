@@ -1,4 +1,5 @@
 /** What the guest on the disks needs to start as a VM of Hyper-V. */
+import { basename } from 'node:path'
 import type { Volume } from '../../tasks/convert-disk/contents.ts'
 import type { VmDescription } from '../../tasks/inspect-vm.ts'
 import type { Disks, Target, Wishes } from './plan.ts'
@@ -28,6 +29,14 @@ export function checkGuest(
   const refusals: string[] = []
   const notes: string[] = []
   const volumes = disks.flatMap((disk) => disk.volumes)
+  for (const { chain: [leaf = '', ...below] } of vm.disks) {
+    if (below.length === 0) continue
+    notes.push(
+      `"${basename(leaf)}" is a disk’s current state, and is read with what it builds on: ${
+        below.map((path) => `"${basename(path)}"`).join(', ')
+      }`,
+    )
+  }
   if (volumes.some(({ hibernated, holds }) => hibernated && holds === 'swap')) {
     refusals.push(
       `Cannot move "${vm.name}": Linux in it is hibernated, and would go on from a memory that its new ` +

@@ -18,10 +18,11 @@ function check(
     controller = 'ide',
     firmware = 'unknown',
     boots = 'both',
+    chain = ['/vm/x.vdi'],
     bootEntries = [] as { name: string; path: string }[],
   } = {},
 ) {
-  const disks = [{ controller: { type: controller } }]
+  const disks = [{ controller: { type: controller }, chain }]
   const vm = { name: 'web', guest, firmware, bootEntries, disks }
   const disk = {
     boots,
@@ -38,6 +39,18 @@ function check(
 }
 
 const boots: Partial<Volume> = { holds: 'fat', loaders: ['EFI/Boot/bootx64.efi'] }
+
+guests('pain 10: lists the images that a disk is made of', () => {
+  deepEqual(
+    check([boots], { chain: ['/vm/Snapshots/{b}.vdi', '/vm/Snapshots/{a}.vdi', '/vm/x.vdi'] })
+      .notes,
+    [
+      '"{b}.vdi" is a disk’s current state, and is read with what it builds on: "{a}.vdi", "x.vdi"',
+    ],
+  )
+  deepEqual(check([boots]).notes, [])
+  deepEqual(check([boots], { chain: [] }).notes, [])
+})
 
 guests('pain 11: refuses Windows that is to go on from its memory on disk', () => {
   const { refusals } = check([boots, { holds: 'ntfs', windows: true, hibernated: true }])
