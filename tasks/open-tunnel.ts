@@ -148,7 +148,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<Tunnel> {
       state = 'lost'
       tell('lost', why)
       // what was under way is broken, and its program is to know at once
-      for (const socket of sockets) socket.resetAndDestroy()
+      for (const socket of sockets) breakOff(socket)
       const reopened = Promise.withResolvers<Way>()
       reopened.promise.catch(() => {})
       way = reopened.promise
@@ -187,7 +187,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<Tunnel> {
       past = { sent: past.sent + socket.bytesRead, received: past.received + socket.bytesWritten }
     })
     dial().then((far) => join(socket, far), (error) => {
-      socket.resetAndDestroy()
+      breakOff(socket)
       if (!stop.signal.aborted) tell('failed', (error as Error).message)
     })
   })
@@ -261,11 +261,20 @@ function join(near: Socket, far: Duplex): void {
   far.once('close', () => {
     // an end in order has been passed on, and only what is left is to be written
     if (!broken && near.writableEnded) near.destroySoon()
-    else near.resetAndDestroy()
+    else breakOff(near)
   })
   near.once('close', () => far.destroy())
   near.pipe(far)
   far.pipe(near)
+}
+
+/**
+ * Tells a program that its connection broke, and did not end. One whose half has ended can only be closed:
+ * a reset then leaves a handle behind, on which Node spins when it exits (libuv: no reset after shutdown).
+ */
+function breakOff(socket: Socket): void {
+  if (socket.writableEnded) socket.destroy()
+  else socket.resetAndDestroy()
 }
 
 interface Given {
