@@ -488,7 +488,9 @@ function describeMachine(machine: Node, file: string, kind: 'vbox' | 'ovf' | 'ov
   warn('USB devices do', active.map((one) => attribute(one, 'name')))
   const serialPorts = list(child(hw, 'UART'), 'Port').filter(on)
     .map((one) => describeSerial(one, file)).sort((a, b) => a.port - b.port)
-  warn('Serial ports do', serialPorts.map(({ port }) => `COM${port}`))
+  // Hyper-V has two
+  const more = serialPorts.filter(({ port }) => port > 2)
+  warn('Serial ports do', more.map(({ port }) => `COM${port}`))
   const parallel = list(child(hw, 'LPT'), 'Port').filter(on)
   warn('Parallel ports do', parallel.map((one) => `LPT${Number(attribute(one, 'slot')) + 1}`))
   return {

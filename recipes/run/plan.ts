@@ -319,6 +319,18 @@ export function makePlan(
       ...(generation === 2 && { secureBoot }),
     },
   })
+  const hardware = chooseHardware(vm, slug, generation)
+  if (hardware.parts.length > 0) {
+    add({
+      id: 'set-hardware',
+      task: 'set-hardware',
+      where: 'host',
+      needs: [vmMade],
+      title: `Carry over ${list(hardware.parts)}`,
+      undo: 'put back what the VM had',
+      options: { vm: name, ...hardware.options },
+    })
+  }
   adapters.wanted.forEach((adapter, index) => {
     add({
       id: `attach-adapter-${index + 1}`,
@@ -687,6 +699,46 @@ function chooseForwards(vm: VmDescription, { nat, guestIp }: Wishes) {
 
 /** The Default Switch of Windows clients, whose name is localized and whose id is not. */
 const DEFAULT_SWITCH = 'c08cb7b8-9b3c-408e-8e30-5e16a3aeb444'
+
+/** What else the guest knows its computer by. Of four serial ports Hyper-V has two. */
+function chooseHardware(
+  { hardwareUuid: uuid, tpm, serialPorts, dvds }: VmDescription,
+  slug: string,
+  generation: 1 | 2,
+) {
+  const ports = serialPorts.filter(({ port }) => port <= 2)
+  const serial = Array.from(
+    { length: Math.max(0, ...ports.map(({ port }) => port)) },
+    (_, index) => {
+      const port = ports.find(({ port }) => port === index + 1)
+      if (!port) return ''
+      return port.path?.startsWith('\\\\.\\pipe\\')
+        ? port.path
+        : `\\\\.\\pipe\\${slug}-com${port.port}`
+    },
+  )
+  // generation 1 has a drive; images in them are named in a note
+  const dvd = generation === 2 ? dvds.map(() => '') : []
+  const withTpm = tpm && generation === 2
+  return {
+    options: {
+      ...(uuid !== undefined && { uuid }),
+      ...(withTpm && { tpm }),
+      ...(serial.length > 0 && { serial }),
+      ...(dvd.length > 0 && { dvd }),
+    },
+    parts: [
+      ...(uuid === undefined ? [] : ['the BIOS UUID']),
+      ...(withTpm ? ['a TPM, empty'] : []),
+      ...ports.map(({ port }) => `COM${port} as ${serial[port - 1]}`),
+      ...(dvd.length > 0 ? [count(dvd.length, 'DVD drive')] : []),
+    ],
+  }
+}
+
+function list(parts: string[]): string {
+  return parts.length < 2 ? parts.join() : `${parts.slice(0, -1).join(', ')} and ${parts.at(-1)}`
+}
 
 function chooseSecureBoot(
   vm: VmDescription,

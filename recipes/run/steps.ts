@@ -10,6 +10,7 @@ import type { GuardOptions } from '../../tasks/guard.ts'
 import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
 import { prepareDisk, undoPrepareDisk } from '../../tasks/prepare-guest.ts'
 import { type GuestCredential, setGuestIp, undoSetGuestIp } from '../../tasks/set-guest-ip.ts'
+import { setHardware, undoSetHardware } from '../../tasks/set-hardware.ts'
 import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
 import { startVm, undoStartVm } from '../../tasks/start-vm.ts'
 import { type PowerShell, type PowerShellProcess, script } from '../../tasks/task.ts'
@@ -95,6 +96,10 @@ export const tasks = {
   'create-vm': task({
     run: (options: Parameters<typeof createVm>[0], { ps }) => createVm(options, ps),
     undo: (result, { ps }) => undoCreateVm(result, ps),
+  }),
+  'set-hardware': task({
+    run: (options: Parameters<typeof setHardware>[0], { ps }) => setHardware(options, ps),
+    undo: (result, { ps }) => undoSetHardware(result, ps),
   }),
   'attach-adapter': task({
     run: (options: Parameters<typeof attachAdapter>[0], { ps }) => attachAdapter(options, ps),

@@ -17,6 +17,7 @@ import { importVm, undoImportVm } from '../../tasks/import-vm.ts'
 import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
 import { setGuestIp, undoSetGuestIp } from '../../tasks/set-guest-ip.ts'
 import { forwardPort, undoForwardPort } from '../../tasks/forward-port.ts'
+import { setHardware, undoSetHardware } from '../../tasks/set-hardware.ts'
 import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
 import { readNetwork } from '../../tasks/show-network.ts'
 import { startVm, undoStartVm } from '../../tasks/start-vm.ts'
@@ -117,6 +118,7 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
       ['set-static-ip', '--switch', 'Static-NAT', '--host-ip', '192.168.56.1/24', '--nat'],
       ['forward-port', '--port', '2222', '--guest-ip', '192.168.56.191', '--guest-port', '22'],
       ['create-vm', '--vm', 'demo', '--disk', disk, '--memory', '256MB'],
+      ['set-hardware', '--vm', 'demo', '--uuid', '5a1f3c2e-0b64-4d7e-9a52-3f1c0e8d7b61'],
       ['attach-adapter', '--vm', 'demo', '--switch', 'Static-NAT', '--mac', '08:00:27:00:00:07'],
       ['enable-nested', '--vm', 'demo'],
       ['show-network', '--format', 'json'],
@@ -231,6 +233,7 @@ test('leaves the host as it was on a dry run, and its scripts have no syntax tha
   )
   await job(forwardPort, { port: 2222, guestIp: '192.168.56.191' }, undoForwardPort)
   await job(createVm, { vm: 'demo', disk: [placed] }, undoCreateVm)
+  await job(setHardware, { vm: 'demo', timeSync: false }, undoSetHardware)
   await job(attachAdapter, { vm: 'demo', switch: 'Static-NAT' }, undoAttachAdapter)
   await job(enableNested, { vm: 'demo' }, undoEnableNested)
   await job(startVm, { vm: 'demo' }, undoStartVm)

@@ -72,7 +72,6 @@ const WARNINGS = [
   'What its TPM holds does not come along. Have the BitLocker recovery key at hand',
   'Shared folders do not come along: srv',
   'USB devices do not come along: YubiKey',
-  'Serial ports do not come along: COM2',
 ]
 /** One more: the ISO, whose path is the folder's. */
 function warningsIn(folder: string): string[] {
@@ -165,7 +164,6 @@ settings(
     deepEqual(vm.warnings, [
       'Its saved state does not come along',
       'USB devices do not come along: Scanner',
-      'Serial ports do not come along: COM2',
       'Parallel ports do not come along: LPT1',
       `Its disk "${join(dir, 'xp.vdi')}" cannot be read`,
       `Its disk "${join(dir, 'xp.vdi')}" is encrypted by VirtualBox`,

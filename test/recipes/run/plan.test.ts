@@ -256,6 +256,41 @@ plans('prepares Windows on its converted disk, where that can be written to', ()
   }
 })
 
+plans('pain 25: carries over what the guest knows its computer by', () => {
+  const hardwareUuid = '5a1f3c2e-0b64-4d7e-9a52-3f1c0e8d7b61'
+  const known = vm({
+    firmware: 'efi',
+    hardwareUuid,
+    tpm: true,
+    dvds: [{}, { path: 'C:\\a.iso' }],
+    serialPorts: [
+      { port: 2, mode: 'pipe', path: '\\\\.\\pipe\\own', server: true },
+      { port: 3, mode: 'file', path: 'C:\\a.log', server: false },
+    ],
+  })
+  const of = (generation: 1 | 2) =>
+    makePlan(known, [disk({ boots: 'both' })], { generation }, bundle).plan.steps
+      .find(({ task }) => task === 'set-hardware')
+  const second = of(2)
+  ok(second?.task === 'set-hardware')
+  deepEqual(second.options, {
+    vm: 'web',
+    uuid: hardwareUuid,
+    tpm: true,
+    serial: ['', '\\\\.\\pipe\\own'],
+    dvd: ['', ''],
+  })
+  equal(
+    second.title,
+    'Carry over the BIOS UUID, a TPM, empty, COM2 as \\\\.\\pipe\\own and 2 DVD drives',
+  )
+  const first = of(1)
+  ok(first?.task === 'set-hardware')
+  deepEqual(first.options, { vm: 'web', uuid: hardwareUuid, serial: ['', '\\\\.\\pipe\\own'] })
+  const bare = makePlan(vm({}), [disk({})], {}, bundle).plan.steps
+  equal(bare.some(({ task }) => task === 'set-hardware'), false)
+})
+
 plans('turns the port forwards of VirtualBox into mappings of the host’s NAT', () => {
   const [nat, ...others] = vm({}).nics as [VmDescription['nics'][number]]
   const forward = (name: string, hostIp: string, hostPort: number, guestPort: number) => ({
