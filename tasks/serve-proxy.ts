@@ -8,7 +8,7 @@ import { isIP } from 'node:net'
 import { join } from 'node:path'
 import process from 'node:process'
 import { pipeline } from 'node:stream/promises'
-import { command, dryRun, parseHost, Secret } from './task.ts'
+import { command, dryRun, openPowerShell, parseHost, Secret, type Value } from './task.ts'
 
 /** The way into the guest. */
 export interface GuestWay {
@@ -77,7 +77,7 @@ export async function serveProxy(options: ServeProxyOptions): Promise<ServeProxy
     } else if (said.state === 'upload') {
       said = await guest.run({ ...asked, upload: await guest.upload(binary as string) })
     }
-    if (said.state !== 'ok') throw refusal(said, place, options)
+    if (said.state !== 'ok') throw refusal(said, place, options, guest.family)
     return {
       changed: said.changed,
       guest: guest.family,
@@ -101,7 +101,7 @@ export async function undoServeProxy(result: ServeProxyResult, { via }: GuestWay
   try {
     const rest = { wanted: '', config: '', had: before.served, allowed: before.allowed }
     const said = await guest.run({ mode: 'undo', dryRun: false, ...place, ...rest })
-    if (said.state !== 'ok') throw refusal(said, place, { via, address })
+    if (said.state !== 'ok') throw refusal(said, place, { via, address }, guest.family)
   } finally {
     await guest.close()
   }
@@ -177,10 +177,13 @@ function refusal(
   { state, detail, version, program }: Said,
   { address, port }: Place,
   { binary, via }: Pick<ServeProxyOptions, 'binary' | 'via' | 'address'>,
+  guest: Guest['family'],
 ): Error {
   const cannot = `Cannot serve a proxy at ${address}:${port}:`
   const releases = 'https://github.com/go-gost/gost/releases'
-  const logs = `ssh ${via.replace(/^ssh:\/\//, '')} journalctl -u vbox-to-hyperv-proxy`
+  const logs = guest === 'windows'
+    ? `gost -L ${address}:${port} in the guest, to see what it says`
+    : `ssh ${via.replace(/^ssh:\/\//, '')} journalctl -u vbox-to-hyperv-proxy`
   const why: Record<Exclude<Said['state'], 'ok' | 'upload'>, string> = {
     'broken-upload': 'the program did not arrive as it was sent. Run the same again',
     'no-systemd': 'the guest is not run by systemd. Start gost there by its own means: gost -L ' +
@@ -226,9 +229,49 @@ async function openGuest(via: string): Promise<Guest> {
     )
   }
   if (asked.code === 0 && asked.stdout.trim() === 'Linux') return linuxGuest(args)
-  throw new Error(
-    'Cannot serve a proxy in this guest: only Linux is known here. Start gost there by its own means',
-  )
+  if (/^(Darwin|.*BSD|SunOS|Haiku)$/.test(asked.code === 0 ? asked.stdout.trim() : '')) {
+    throw new Error(
+      `Cannot serve a proxy in the guest: it is ${asked.stdout.trim()}, and only Linux and Windows ` +
+        'are known here. Start gost there by its own means: gost -L ADDRESS:8080',
+    )
+  }
+  return await windowsGuest(via)
+}
+
+async function windowsGuest(via: string): Promise<Guest> {
+  const { using, close } = openPowerShell({ host: via })
+  const file = join(import.meta.dirname as string, 'serve-proxy', 'windows.ps1')
+  const text = await fs.readFile(file, 'utf8')
+  const tell = async (values: Record<string, Value>, feed?: AsyncIterable<Uint8Array>) => {
+    // one assignment a line, so that each value is written there as a literal
+    const pieces = [...Object.keys(values).map((name) => `\n$${name} = `), `\n${text}`]
+    const ps = using({ step: 'Serve the proxy', feed })
+    const { stdout } = await ps(
+      pieces as unknown as TemplateStringsArray,
+      ...Object.values(values),
+    )
+    const line = stdout.split(/\r?\n/).findLast((text) => text.startsWith('{"'))
+    if (line !== undefined) return JSON.parse(line) as Said
+    throw new Error(
+      'Cannot serve a proxy: the script in the guest ended without an answer. Run the same again',
+    )
+  }
+  return {
+    family: 'windows',
+    run: ({ mode, dryRun, had, allowed, address, port, subnet, wanted, upload, config }) =>
+      tell({
+        ...{ mode, dryRun, had, ruleWas: allowed, address, port, subnet, wanted },
+        upload: upload !== undefined,
+        // it may hold a password, which Windows would write down with the script's text
+        config: config === '' ? '' : new Secret(config),
+      }),
+    upload: async (path) => {
+      const { size } = await fs.stat(path)
+      const said = await tell({ mode: 'upload', length: size }, createReadStream(path))
+      return said.state
+    },
+    close,
+  }
 }
 
 function linuxGuest(args: string[]): Guest {

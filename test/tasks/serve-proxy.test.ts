@@ -12,6 +12,7 @@ import { Secret } from '../../tasks/task.ts'
 import { type GuestRoot, guestRoot, programs } from '../guest-root.ts'
 import { needs } from '../needs.ts'
 import { runTask } from '../run-task.ts'
+import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 import { type SshHost, sshHost } from '../ssh-host.ts'
 
 const execute = promisify(execFile)
@@ -307,3 +308,159 @@ inRoot('answers its command in JSON', () =>
   }))
 
 linux.run()
+
+// --- Windows: the simulated host stands for the guest, behind a real sshd ---
+
+/** As {@link gost}, and stays until it is ended. */
+const gostForWindows = (version: string) =>
+  `#!/bin/sh
+if [ "$1" = -V ]; then echo "gost ${version} (go1.22.0 windows/amd64)"; exit 0; fi
+grep -q '"addr":"192.168.56.191:' "$2" || exit 1
+[ ! -e "\${0%/*}/../broken" ] || exit 1
+exec sleep 600
+`
+
+const windows = suite('serveProxy in a Windows guest')
+const onWindows = needs(windows, 'sshd', 'ssh', 'ssh-keygen', 'pwsh')
+
+interface WindowsGuest {
+  windows: SimulatedHost
+  via: string
+  /** The kit's folder in the guest. */
+  base: string
+  /** A folder of the guest's PATH. */
+  bin: string
+}
+
+async function windowsGuest(work: (guest: WindowsGuest) => Promise<void>): Promise<void> {
+  const windows = await simulatedHost()
+  const bin = join(windows.dir, 'bin')
+  const shell = join(windows.dir, 'shell')
+  const path = process.env.PATH
+  // as cmd does
+  const text =
+    `#!/bin/sh\nPATH="$PATH:${bin}"\ncase "$2" in uname*) echo "not recognized" >&2; exit 1 ;; esac\nexec sh "$@"\n`
+  await fs.writeFile(shell, text, { mode: 0o755 })
+  await windows.change((state) =>
+    state.addresses.push({ ...state.addresses[0], address: '192.168.56.191' })
+  )
+  const host = await sshHost(windows.env, { shell })
+  try {
+    process.env.PATH = host.env.PATH
+    const base = join(windows.dir, 'ProgramData', 'vbox-to-hyperv')
+    await work({ windows, via: host.url, base, bin })
+  } finally {
+    process.env.PATH = path
+    const { tasks = [] } = await windows.state()
+    for (const task of tasks) {
+      try {
+        process.kill(task.process, 'SIGKILL')
+      } catch { /* it ended by itself */ }
+    }
+    await host.close()
+    await windows.close()
+  }
+}
+
+onWindows(
+  'serves by a task that starts with Windows, and again when it ends',
+  () =>
+    windowsGuest(async ({ windows, via, base, bin }) => {
+      await fs.outputFile(join(bin, 'gost'), gostForWindows('3.0.0'), { mode: 0o755 })
+      const options = { via, address, user: 'bob', password: new Secret('change’me "') }
+      const before = await windows.text()
+      const dry = await serveProxy({ ...options, dryRun: true })
+      equal(await windows.text(), before)
+      equal(await fs.pathExists(base), false)
+      const result = await serveProxy(options)
+      deepEqual(result, dry)
+      deepEqual(result.gost, {
+        program: join(base, 'proxy', 'gost.exe'),
+        version: 'gost 3.0.0 (go1.22.0 windows/amd64)',
+        sha256: hash(gostForWindows('3.0.0')),
+      })
+      const config = await fs.readJson(join(base, 'proxy', 'gost.json'))
+      deepEqual(config.services[0].handler.auth, { username: 'bob', password: 'change’me "' })
+      const { tasks: [task], firewall } = await windows.state()
+      equal(task.principal, 'S-1-5-18')
+      equal(task.instances, 'IgnoreNew')
+      deepEqual(
+        task.triggers.map(({ kind, repetition }: Record<string, string>) => [kind, repetition]),
+        [
+          ['Startup', undefined],
+          ['Once', 'PT1M'],
+        ],
+      )
+      const [rule, ...more] = firewall
+      deepEqual(more, [])
+      deepEqual([rule.localAddress, rule.localPort, rule.remoteAddress, rule.program], [
+        ['192.168.56.191'],
+        ['8080'],
+        ['192.168.56.0/24'],
+        join(base, 'proxy', 'gost.exe'),
+      ])
+      ok(!(await windows.text()).includes('change'))
+      ok(!JSON.stringify(await windows.calls()).includes('change'))
+      const done = await windows.text()
+      equal((await serveProxy(options)).changed, false)
+      equal(await windows.text(), done)
+      await undoServeProxy(result, options)
+      const { tasks, firewall: left } = await windows.state()
+      deepEqual([tasks, left], [[], []])
+      deepEqual(await fs.readdir(base), [])
+      await undoServeProxy(result, options)
+    }),
+)
+
+onWindows(
+  'brings the user’s program, and returns to what was served',
+  () =>
+    windowsGuest(async ({ windows, via, base, bin }) => {
+      await fs.outputFile(join(bin, 'gost'), gostForWindows('3.0.0'), { mode: 0o755 })
+      const first = await serveProxy({ via, address })
+      const binary = join(windows.dir, 'gost.exe')
+      await fs.writeFile(binary, gostForWindows('v3.2.1'))
+      // what is written here may not be run, unless it was there
+      await fs.outputFile(join(base, 'proxy.new', 'gost.exe'), '', { mode: 0o755 })
+      const second = await serveProxy({ via, address, port: 1080, binary })
+      equal(second.gost.version, 'gost v3.2.1 (go1.22.0 windows/amd64)')
+      deepEqual(second.before, { served: true, allowed: true })
+      equal(await fs.pathExists(join(base, 'proxy.new')), false)
+      equal(
+        (await windows.state()).firewall[0].description,
+        '192.168.56.191:1080 from 192.168.56.0/24',
+      )
+      await undoServeProxy(second, { via })
+      equal(await fs.readFile(first.gost.program, 'utf8'), gostForWindows('3.0.0'))
+      equal(
+        (await windows.state()).firewall[0].description,
+        '192.168.56.191:8080 from 192.168.56.0/24',
+      )
+      await undoServeProxy(first, { via })
+      deepEqual((await windows.state()).tasks, [])
+    }),
+)
+
+onWindows(
+  'leaves the guest as it was where gost does not stay up, and refuses what cannot be',
+  () =>
+    windowsGuest(async ({ windows, via, base, bin }) => {
+      const options = { via, address }
+      await rejects(serveProxy(options), /the guest has no gost on its PATH/)
+      await fs.outputFile(join(bin, 'gost'), gostForWindows('2.12.0'), { mode: 0o755 })
+      await rejects(serveProxy(options), /is no gost of version 3/)
+      await fs.writeFile(join(bin, 'gost'), gostForWindows('3.0.0'))
+      await rejects(serveProxy({ via, address: '192.168.56.7' }), /does not have that address/)
+      await fs.outputFile(join(base, 'broken'), '')
+      await rejects(serveProxy(options), {
+        message:
+          'Cannot serve a proxy at 192.168.56.191:8080: it ends as soon as it starts, and the guest is ' +
+          'as it was. Run: gost -L 192.168.56.191:8080 in the guest, to see what it says',
+      })
+      const { tasks, firewall } = await windows.state()
+      deepEqual([tasks, firewall], [[], []])
+      deepEqual(await fs.readdir(base), ['broken'])
+    }),
+)
+
+windows.run()
