@@ -7,6 +7,7 @@ import process from 'node:process'
 import { checkHost, type CheckHostResult } from '../tasks/check-host.ts'
 import { inspectDisk } from '../tasks/convert-disk.ts'
 import { parseMemory } from '../tasks/create-vm.ts'
+import type { EnableNestedResult } from '../tasks/enable-nested.ts'
 import { inspectVm, listVms, type VmDescription } from '../tasks/inspect-vm.ts'
 import {
   credentialOptions,
@@ -501,6 +502,7 @@ function nextSteps(plan: Plan, results: Map<string, StepResult>, same: boolean):
       adapter.addresses.map((address) => `${address} on ${adapter.name}`)
     ) ?? []
   const guest = results.get('set-guest-ip') as SetGuestIpResult & StepResult | undefined
+  const nested = results.get('enable-nested') as EnableNestedResult & StepResult | undefined
   return [
     ...warnings,
     same ? NOTHING_TO_DO : `"${name}" is on Hyper-V.`,
@@ -515,6 +517,7 @@ function nextSteps(plan: Plan, results: Map<string, StepResult>, same: boolean):
       : []),
     ...(addresses.length ? [`Its addresses: ${addresses.join(', ')}`] : []),
     ...(guest ? guestAddress(guest) : []),
+    ...(nested?.changed ? nested.notes.map((note) => `${note}.`) : []),
     `Open its window: vmconnect ${
       target.kind === 'ssh' ? parseHost(target.url).name : 'localhost'
     } "${name}"`,

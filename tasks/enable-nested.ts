@@ -21,6 +21,8 @@ export interface EnableNestedResult {
     /** Ids of the adapters that could not send with another MAC than their own. */
     unspoofed: string[]
   }
+  /** What the VMs inside need beside it. */
+  notes: string[]
 }
 
 /**
@@ -54,7 +56,9 @@ export async function enableNested(
     $nested = [bool]$processor.ExposeVirtualizationExtensions
     $dynamic = [bool]$memory.DynamicMemoryEnabled
     $changed = -not $nested -or $dynamic -or $unspoofed.Count -gt 0
-    $result = [ordered]@{ changed = $changed; id = [string]$vm.Id; vm = $vm.Name }
+    $notes = @('A VM inside that is bridged needs a network that takes several MAC addresses from one port, which Wi-Fi and many port securities do not: there give it a NAT inside, such as that of WSL 2, of Docker, or of New-NetNat')
+    if ($memory.Startup -lt 4GB) { $notes += "It has $($memory.Startup / 1MB) MB of memory, and with VMs inside it wants 4 GB at least. Run: Set-VMMemory -VMName '$typed' -StartupBytes 4GB" }
+    $result = [ordered]@{ changed = $changed; id = [string]$vm.Id; vm = $vm.Name; notes = $notes }
     if ($changed) {
       $result.before = [ordered]@{
         nested = $nested; dynamicMemory = $dynamic; unspoofed = @($unspoofed | ForEach-Object { [string]$_.Id })

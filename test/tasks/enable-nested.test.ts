@@ -31,12 +31,21 @@ test('exposes the extensions, fixes the memory and lets the inner VMs send', asy
   deepEqual(await look(host, 'web'), { nested: true, dynamic: false, spoofing: ['On'] })
 })
 
+test('pain 21: says what the inner network needs, and that 4 GB of memory are wanted', async ({ host }) => {
+  await make(host, 'web')
+  const { notes } = await enableNested({ vm: 'web' }, host.ps)
+  match(notes.join('\n'), /takes several MAC addresses .+ give it a NAT inside/)
+  match(notes.join('\n'), /MB of memory, and with VMs inside it wants 4 GB .+ -StartupBytes 4GB/)
+  await host.ps`Set-VMMemory -VMName 'web' -StartupBytes 4GB`
+  equal((await enableNested({ vm: 'web' }, host.ps)).notes.length, 1)
+})
+
 test('does nothing to a VM that has it', async ({ host }) => {
   await make(host, 'web')
-  const { id } = await enableNested({ vm: 'web' }, host.ps)
+  const { id, notes } = await enableNested({ vm: 'web' }, host.ps)
   const before = await host.text()
   const calls = await changing(host)
-  deepEqual(await enableNested({ vm: 'web' }, host.ps), { changed: false, id, vm: 'web' })
+  deepEqual(await enableNested({ vm: 'web' }, host.ps), { changed: false, id, vm: 'web', notes })
   equal(await host.text(), before)
   deepEqual(await changing(host), calls)
 })

@@ -171,7 +171,7 @@ test('never turns the VM off under a guest that does not shut down', async ({ ho
   equal(stdout, 'Running')
 })
 
-test('explains why a VM does not start', async ({ host }) => {
+test('pain 9: explains why a VM does not start, such as for its rights on a disk', async ({ host }) => {
   const disk = join(host.dir, 'web.vhdx')
   await host.change((state) => {
     state.vms[0].drives = [
