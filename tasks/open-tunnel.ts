@@ -367,10 +367,11 @@ async function runCommand(command: readonly string[], tunnels: readonly Tunnel[]
 }
 
 /** Keeps the tunnels open until Ctrl-C, and shows them: a live list, plain lines, or JSON. */
-async function keepOpen(tunnels: readonly Tunnel[], live: boolean): Promise<void> {
-  let stop: () => void = () => {}
-  const stopped = new Promise<void>((resolve) => stop = resolve)
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, stop)
+async function keepOpen(
+  tunnels: readonly Tunnel[],
+  live: boolean,
+  stopped: Promise<void>,
+): Promise<void> {
   let timer: NodeJS.Timeout | undefined
   if (live) {
     let lines = 0
@@ -406,6 +407,8 @@ function amount(bytes: number): string {
   }`
 }
 
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
+
 async function main(given: Given): Promise<void> {
   const { to, via, local, bind, config, check, json, exec, command = [], ...common } = given
   if ((to === undefined) === (config === undefined)) {
@@ -428,9 +431,16 @@ async function main(given: Given): Promise<void> {
     ? await readConfig(config as string)
     : [{ to, via, local, bind }]
   const tunnels: Tunnel[] = []
+  const stopped = new Promise<void>((resolve) => {
+    // a second Ctrl-C does not wait for anything
+    if (!exec) { for (const signal of SIGNALS) process.once(signal, () => resolve()) }
+  })
   try {
     for (const one of wanted) {
-      tunnels.push(await openTunnel({ ...common, ...one, onEvent }))
+      const opening = openTunnel({ ...common, ...one, onEvent })
+      const opened = await Promise.race([opening, stopped])
+      tunnels.push(opened ?? await opening)
+      if (!opened) return
     }
     if (check) {
       const told = []
@@ -440,7 +450,7 @@ async function main(given: Given): Promise<void> {
       }
       console.log(JSON.stringify({ tunnels: told }))
     } else if (exec) process.exitCode = await runCommand(command, tunnels)
-    else await keepOpen(tunnels, live)
+    else await keepOpen(tunnels, live, stopped)
   } finally {
     await Promise.all(tunnels.map((tunnel) => tunnel.close()))
   }

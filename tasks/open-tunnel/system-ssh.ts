@@ -55,7 +55,8 @@ export async function systemSsh(
       ...(hop.user ? [`  User ${quoted(hop.user)}`] : []),
       ...(hop.identity ? [`  IdentityFile ${quoted(hop.identity)}`] : []),
       ...(index > 0
-        ? [`  ProxyJump ${names[index - 1]}`]
+        // ProxyJump hands a path with a space on as two
+        ? [`  ProxyCommand ssh -F ${quoted(config)} -W [%h]:%p ${names[index - 1]}`]
         : socks
         ? [`  ProxyCommand ${proxyCommand(socks)}`]
         : []),

@@ -232,7 +232,7 @@ test('opens the way again when the jump host was restarted, and breaks what was 
   const socket = connect(tunnel.port, '127.0.0.1')
   socket.write('query')
   await once(socket, 'data')
-  const broken = once(socket, 'close')
+  const broken = new Promise((resolve) => socket.once('close', resolve))
   socket.on('error', () => {})
   await jump.stop()
   await broken
@@ -273,7 +273,7 @@ test('breaks a connection whose server died, and keeps the tunnel', async ({ ope
   socket.on('error', () => {})
   socket.write('query')
   await once(socket, 'data')
-  const broken = once(socket, 'close')
+  const broken = new Promise((resolve) => socket.once('close', resolve))
   for (const far of echo.sockets) far.resetAndDestroy()
   await broken
   equal(await say(tunnel.port, 'next'), 'next')
