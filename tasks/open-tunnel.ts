@@ -458,7 +458,8 @@ async function main(given: Given): Promise<void> {
 
 // all that follows --exec is the command's, whatever it looks like
 const exec = process.argv.indexOf('--exec')
-if (exec > 0 && import.meta.main && process.argv[exec + 1] !== '--') {
+const zx = (globalThis as { __filename?: string }).__filename === import.meta.filename
+if (exec > 0 && (import.meta.main || zx) && process.argv[exec + 1] !== '--') {
   process.argv.splice(exec + 1, 0, '--')
 }
 const given = await commandLine<Given>(

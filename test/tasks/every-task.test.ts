@@ -34,7 +34,14 @@ import { type SocksServer, socksServer } from '../socks-server.ts'
 const root = join(import.meta.dirname as string, '..', '..')
 const tasks = (await fs.readdir(join(root, 'tasks')))
   .filter((name) => name.endsWith('.ts') && !['task.ts', 'guard.ts'].includes(name))
-const folders = ['convert-disk', 'prepare-guest', 'show-network', 'serve-proxy', 'use-proxy']
+const folders = [
+  'convert-disk',
+  'prepare-guest',
+  'open-tunnel',
+  'show-network',
+  'serve-proxy',
+  'use-proxy',
+]
 const bin = join(root, 'node_modules', '.bin')
 // each runtime's where it runs the tests, as this takes minutes
 const RUNTIMES: Record<string, string[]> = 'Deno' in globalThis
@@ -125,6 +132,9 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
       ['start-vm', '--vm', 'demo'],
       ['verify', '--vm', 'demo', '--timeout', '10', '--port', '9'],
       ['set-guest-ip', '--vm', 'demo', '--guest-ip', '192.168.56.191'],
+      ['socks-connect', '--proxy', proxy.address, '--check', '127.0.0.1', `${proxy.port}`],
+      ['open-tunnel', '--via', `socks5://${proxy.address}`, '--to', proxy.address, '--check'],
+      ['ssh-config', '--name', 'db', '--to', 'db.lan', '--config', join(dir, 'ssh', 'config')],
       ['import-vm', '--from', await exportOne(host, dir)],
       ['check-proxy', '--proxy', `socks5://${proxy.address}`],
       ['serve-proxy', '--via', 'ssh://guest', '--address', '192.168.56.191'],

@@ -360,7 +360,7 @@ test('tells what happens as JSON, and closes all on Ctrl-C', async ({ via, echo,
   const { event, port } = JSON.parse(said) as TunnelEvent
   equal(event, 'open')
   equal(await say(port, 'hello'), 'hello')
-  child.kill('SIGINT')
+  process.kill(child.pid as number, 'SIGINT') // Deno's own kill leaves no exit code
   deepEqual(await closed, [0, null])
   equal(JSON.parse(said.trim().split('\n')[1] as string).event, 'closed')
   equal(await reaches(port), false)
