@@ -8,7 +8,15 @@ import { isIP } from 'node:net'
 import { join } from 'node:path'
 import process from 'node:process'
 import { pipeline } from 'node:stream/promises'
-import { command, dryRun, openPowerShell, parseHost, Secret, type Value } from './task.ts'
+import {
+  command,
+  dryRun,
+  openPowerShell,
+  parseHost,
+  type PowerShellProcess,
+  Secret,
+  type Value,
+} from './task.ts'
 
 /** The way into the guest. */
 export interface GuestWay {
@@ -18,6 +26,9 @@ export interface GuestWay {
    */
   via: string
 }
+
+/** A PowerShell of a Windows guest that is open already, whose `via` is then only told. */
+export type OpenGuest = Pick<PowerShellProcess, 'using'>
 
 export interface ServeProxyOptions extends GuestWay {
   /** The guest's IPv4 address on the switch that it shares with its host. Nothing else is listened at. */
@@ -61,11 +72,14 @@ export interface ServeProxyResult {
  *
  * Rejects, with the guest as it was, when gost does not stay up. Its configuration is of version 3.
  */
-export async function serveProxy(options: ServeProxyOptions): Promise<ServeProxyResult> {
+export async function serveProxy(
+  options: ServeProxyOptions,
+  opened?: OpenGuest,
+): Promise<ServeProxyResult> {
   const { binary, dryRun = false } = options
   const place = check(options)
   const sha256 = binary === undefined ? '' : await digest(binary)
-  const guest = await openGuest(options.via)
+  const guest = await openGuest(options.via, opened)
   try {
     const asked: Asked = {
       ...{ mode: 'serve', dryRun, ...place, wanted: sha256, config: configuration(options, place) },
@@ -93,11 +107,15 @@ export async function serveProxy(options: ServeProxyOptions): Promise<ServeProxy
 }
 
 /** Serves again what was served before {@link serveProxy}, or nothing. Does nothing a second time. */
-export async function undoServeProxy(result: ServeProxyResult, { via }: GuestWay): Promise<void> {
+export async function undoServeProxy(
+  result: ServeProxyResult,
+  { via }: GuestWay,
+  opened?: OpenGuest,
+): Promise<void> {
   if (!result.changed) return
   const { address, subnet, port, before } = result
   const place = check({ via, address, subnet, port })
-  const guest = await openGuest(via)
+  const guest = await openGuest(via, opened)
   try {
     const rest = { wanted: '', config: '', had: before.served, allowed: before.allowed }
     const said = await guest.run({ mode: 'undo', dryRun: false, ...place, ...rest })
@@ -208,7 +226,8 @@ function refusal(
 // --- the way in ---
 
 /** A machine over SSH is Windows unless its `uname` says otherwise. */
-async function openGuest(via: string): Promise<Guest> {
+async function openGuest(via: string, opened?: OpenGuest): Promise<Guest> {
+  if (opened) return windowsGuest(opened, async () => {})
   const host = parseHost(via)
   const args = [
     ...['-T', '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=30'],
@@ -235,14 +254,14 @@ async function openGuest(via: string): Promise<Guest> {
         'are known here. Start gost there by its own means: gost -L ADDRESS:8080',
     )
   }
-  return await windowsGuest(via)
+  const shell = openPowerShell({ host: via })
+  return windowsGuest(shell, shell.close)
 }
 
-async function windowsGuest(via: string): Promise<Guest> {
-  const { using, close } = openPowerShell({ host: via })
+function windowsGuest({ using }: OpenGuest, close: () => Promise<void>): Guest {
   const file = join(import.meta.dirname as string, 'serve-proxy', 'windows.ps1')
-  const text = await fs.readFile(file, 'utf8')
   const tell = async (values: Record<string, Value>, feed?: AsyncIterable<Uint8Array>) => {
+    const text = await fs.readFile(file, 'utf8')
     // one assignment a line, so that each value is written there as a literal
     const pieces = [...Object.keys(values).map((name) => `\n$${name} = `), `\n${text}`]
     const ps = using({ step: 'Serve the proxy', feed })

@@ -309,7 +309,7 @@ inRoot('answers its command in JSON', () =>
 
 linux.run()
 
-// --- Windows: the simulated host stands for the guest, behind a real sshd ---
+// --- Windows: the simulated host stands for the guest ---
 
 /** As {@link gost}, and stays until it is ended. */
 const gostForWindows = (version: string) =>
@@ -325,7 +325,6 @@ const onWindows = needs(windows, 'sshd', 'ssh', 'ssh-keygen', 'pwsh')
 
 interface WindowsGuest {
   windows: SimulatedHost
-  via: string
   /** The kit's folder in the guest. */
   base: string
   /** A folder of the guest's PATH. */
@@ -335,20 +334,12 @@ interface WindowsGuest {
 async function windowsGuest(work: (guest: WindowsGuest) => Promise<void>): Promise<void> {
   const windows = await simulatedHost()
   const bin = join(windows.dir, 'bin')
-  const shell = join(windows.dir, 'shell')
   const path = process.env.PATH
-  // as cmd does
-  const text =
-    `#!/bin/sh\nPATH="$PATH:${bin}"\ncase "$2" in uname*) echo "not recognized" >&2; exit 1 ;; esac\nexec sh "$@"\n`
-  await fs.writeFile(shell, text, { mode: 0o755 })
   await windows.change((state) =>
     state.addresses.push({ ...state.addresses[0], address: '192.168.56.191' })
   )
-  const host = await sshHost(windows.env, { shell })
   try {
-    process.env.PATH = host.env.PATH
-    const base = join(windows.dir, 'ProgramData', 'vbox-to-hyperv')
-    await work({ windows, via: host.url, base, bin })
+    await work({ windows, base: join(windows.dir, 'ProgramData', 'vbox-to-hyperv'), bin })
   } finally {
     process.env.PATH = path
     const { tasks = [] } = await windows.state()
@@ -357,22 +348,33 @@ async function windowsGuest(work: (guest: WindowsGuest) => Promise<void>): Promi
         process.kill(task.process, 'SIGKILL')
       } catch { /* it ended by itself */ }
     }
-    await host.close()
     await windows.close()
   }
+}
+
+const via = 'ssh://Administrator@192.168.56.191'
+
+/** gost on the guest's PATH. */
+async function onPath({ windows, bin }: WindowsGuest, version: string): Promise<void> {
+  await fs.outputFile(join(bin, 'gost'), gostForWindows(version), { mode: 0o755 })
+  await windows.ps`
+    $bin = ${bin}
+    if (-not $env:PATH.EndsWith($bin)) { $env:PATH += ":$bin" }`
 }
 
 onWindows(
   'serves by a task that starts with Windows, and again when it ends',
   () =>
-    windowsGuest(async ({ windows, via, base, bin }) => {
-      await fs.outputFile(join(bin, 'gost'), gostForWindows('3.0.0'), { mode: 0o755 })
+    windowsGuest(async (guest) => {
+      const { windows, base } = guest
+
+      await onPath(guest, '3.0.0')
       const options = { via, address, user: 'bob', password: new Secret('change’me "') }
       const before = await windows.text()
-      const dry = await serveProxy({ ...options, dryRun: true })
+      const dry = await serveProxy({ ...options, dryRun: true }, windows)
       equal(await windows.text(), before)
       equal(await fs.pathExists(base), false)
-      const result = await serveProxy(options)
+      const result = await serveProxy(options, windows)
       deepEqual(result, dry)
       deepEqual(result.gost, {
         program: join(base, 'proxy', 'gost.exe'),
@@ -402,27 +404,29 @@ onWindows(
       ok(!(await windows.text()).includes('change'))
       ok(!JSON.stringify(await windows.calls()).includes('change'))
       const done = await windows.text()
-      equal((await serveProxy(options)).changed, false)
+      equal((await serveProxy(options, windows)).changed, false)
       equal(await windows.text(), done)
-      await undoServeProxy(result, options)
+      await undoServeProxy(result, options, windows)
       const { tasks, firewall: left } = await windows.state()
       deepEqual([tasks, left], [[], []])
       deepEqual(await fs.readdir(base), [])
-      await undoServeProxy(result, options)
+      await undoServeProxy(result, options, windows)
     }),
 )
 
 onWindows(
   'brings the user’s program, and returns to what was served',
   () =>
-    windowsGuest(async ({ windows, via, base, bin }) => {
-      await fs.outputFile(join(bin, 'gost'), gostForWindows('3.0.0'), { mode: 0o755 })
-      const first = await serveProxy({ via, address })
+    windowsGuest(async (guest) => {
+      const { windows, base } = guest
+
+      await onPath(guest, '3.0.0')
+      const first = await serveProxy({ via, address }, windows)
       const binary = join(windows.dir, 'gost.exe')
       await fs.writeFile(binary, gostForWindows('v3.2.1'))
       // what is written here may not be run, unless it was there
       await fs.outputFile(join(base, 'proxy.new', 'gost.exe'), '', { mode: 0o755 })
-      const second = await serveProxy({ via, address, port: 1080, binary })
+      const second = await serveProxy({ via, address, port: 1080, binary }, windows)
       equal(second.gost.version, 'gost v3.2.1 (go1.22.0 windows/amd64)')
       deepEqual(second.before, { served: true, allowed: true })
       equal(await fs.pathExists(join(base, 'proxy.new')), false)
@@ -430,13 +434,13 @@ onWindows(
         (await windows.state()).firewall[0].description,
         '192.168.56.191:1080 from 192.168.56.0/24',
       )
-      await undoServeProxy(second, { via })
+      await undoServeProxy(second, { via }, windows)
       equal(await fs.readFile(first.gost.program, 'utf8'), gostForWindows('3.0.0'))
       equal(
         (await windows.state()).firewall[0].description,
         '192.168.56.191:8080 from 192.168.56.0/24',
       )
-      await undoServeProxy(first, { via })
+      await undoServeProxy(first, { via }, windows)
       deepEqual((await windows.state()).tasks, [])
     }),
 )
@@ -444,15 +448,20 @@ onWindows(
 onWindows(
   'leaves the guest as it was where gost does not stay up, and refuses what cannot be',
   () =>
-    windowsGuest(async ({ windows, via, base, bin }) => {
+    windowsGuest(async (guest) => {
+      const { windows, base } = guest
+
       const options = { via, address }
-      await rejects(serveProxy(options), /the guest has no gost on its PATH/)
-      await fs.outputFile(join(bin, 'gost'), gostForWindows('2.12.0'), { mode: 0o755 })
-      await rejects(serveProxy(options), /is no gost of version 3/)
-      await fs.writeFile(join(bin, 'gost'), gostForWindows('3.0.0'))
-      await rejects(serveProxy({ via, address: '192.168.56.7' }), /does not have that address/)
+      await rejects(serveProxy(options, windows), /the guest has no gost on its PATH/)
+      await onPath(guest, '2.12.0')
+      await rejects(serveProxy(options, windows), /is no gost of version 3/)
+      await onPath(guest, '3.0.0')
+      await rejects(
+        serveProxy({ via, address: '192.168.56.7' }, windows),
+        /does not have that address/,
+      )
       await fs.outputFile(join(base, 'broken'), '')
-      await rejects(serveProxy(options), {
+      await rejects(serveProxy(options, windows), {
         message:
           'Cannot serve a proxy at 192.168.56.191:8080: it ends as soon as it starts, and the guest is ' +
           'as it was. Run: gost -L 192.168.56.191:8080 in the guest, to see what it says',
@@ -462,5 +471,28 @@ onWindows(
       deepEqual(await fs.readdir(base), ['broken'])
     }),
 )
+
+onWindows('finds a Windows guest behind ssh', () =>
+  windowsGuest(async ({ windows }) => {
+    const shell = join(windows.dir, 'shell')
+    // as cmd does
+    const text =
+      '#!/bin/sh\ncase "$2" in uname*) echo "not recognized" >&2; exit 1 ;; esac\nexec sh "$@"\n'
+    await fs.writeFile(shell, text, { mode: 0o755 })
+    const host = await sshHost(windows.env, { shell })
+    try {
+      process.env.PATH = host.env.PATH
+      const binary = join(windows.dir, 'gost.exe')
+      await fs.writeFile(binary, gostForWindows('3.0.0'))
+      const result = await serveProxy({ via: host.url, address, binary, dryRun: true })
+      deepEqual([result.guest, result.changed, result.gost.sha256], [
+        'windows',
+        true,
+        hash(gostForWindows('3.0.0')),
+      ])
+    } finally {
+      await host.close()
+    }
+  }))
 
 windows.run()
