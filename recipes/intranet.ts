@@ -3,12 +3,21 @@
  * Leave the network adapter to the VM where its intranet is, and have it back elsewhere: by hand, by the
  * network that the host is on, or by itself whenever that changes.
  */
+import fs from 'fs-extra'
 import { join, resolve } from 'node:path'
 import process from 'node:process'
+import { checkProxy } from '../tasks/check-proxy.ts'
 import { type GuardOptions, guardOptions, readGuard } from '../tasks/guard.ts'
 import { dryRun, hostCommand, powershell, script } from '../tasks/task.ts'
 import { toggleShare, type ToggleShareResult } from '../tasks/toggle-share.ts'
+import {
+  undoUseProxy,
+  useProxy,
+  type UseProxyOptions,
+  type UseProxyResult,
+} from '../tasks/use-proxy.ts'
 import { stateFolder } from './run/journal.ts'
+import { tunnelsDown, tunnelsNow, type TunnelsResult, tunnelsUp } from './run/tunnels.ts'
 
 export interface IntranetOptions extends GuardOptions {
   /**
@@ -23,6 +32,22 @@ export interface IntranetOptions extends GuardOptions {
    * network. Upper and lower case are the same.
    */
   network?: readonly string[] | undefined
+  /** The HTTP proxy in the guest, `HOST:PORT`, which this machine's programs use while it is on. @default none */
+  http?: string | undefined
+  /** The SOCKS5 proxy in the guest, `HOST:PORT`, likewise. @default none */
+  socks?: string | undefined
+  /** `HOST:PORT` of the intranet that has to be reached through them. @default the proxies themselves */
+  destination?: string | undefined
+  /** The programs whose settings these are, as use-proxy takes them. @default those that are there */
+  for?: UseProxyOptions['for']
+  /** Domains and networks that go through the proxies, as use-proxy takes them. @default all */
+  only?: readonly string[] | undefined
+  /** A file of tunnels, as open-tunnel takes it, which are open while it is on. @default none */
+  tunnels?: string | undefined
+  /** The folder for what is kept meanwhile. @default the user's data folder */
+  folder?: string | undefined
+  /** The home folder whose files are meant. @default this user's */
+  home?: string | undefined
   /** @default false */
   dryRun?: boolean | undefined
 }
@@ -37,34 +62,111 @@ export interface IntranetResult extends ToggleShareResult {
   inside?: boolean | null
   /** The host runs `auto` by itself; for `status`. */
   scheduled?: boolean
+  /** What was set for the proxies, or put back. */
+  settings?: UseProxyResult['settings']
+  /** The tunnels that are open. */
+  tunnels?: TunnelsResult['tunnels']
 }
 
-/** Sets the host up for the intranet or for elsewhere, under the guard (see guard.ts). */
+/**
+ * Sets the host up for the intranet or for elsewhere, under the guard (see guard.ts). On the intranet the
+ * proxies are checked before anything changes; then the adapter is the VMs', this machine's programs use the
+ * proxies, and the tunnels are open. What of that fails takes back what this call has changed. Off does it all
+ * backwards, whatever was asked for when it went on.
+ */
 export async function intranet(
-  { state, switch: name, network = [], dryRun = false, ...guard }: IntranetOptions,
+  options: IntranetOptions,
   ps = powershell,
 ): Promise<IntranetResult> {
+  const { state, switch: name, network = [], dryRun = false, folder = stateFolder } = options
+  const { guard, revertAfter, probe } = options
+  const guarded = { guard, revertAfter, probe }
   if (!['on', 'off', 'auto', 'status'].includes(state)) {
     throw new TypeError(`Cannot turn the intranet "${state}": it takes on, off, auto or status`)
   }
   checkNetworks(network, state === 'auto')
   const toggle = async (state: 'on' | 'off' | 'status'): Promise<IntranetResult> => {
-    const result = await toggleShare({ state, switch: name, dryRun, ...guard }, ps)
+    const result = await toggleShare({ state, switch: name, dryRun, ...guarded }, ps)
     return { ...result, intranet: result.shared ? 'off' : 'on' }
   }
-  if (state === 'on') return await toggle('off')
-  if (state === 'off') return await toggle('on')
+  const keep = join(folder, 'use-proxy.json')
+  const on = async (): Promise<IntranetResult> => {
+    await checkProxies(options)
+    const result = await toggle('off')
+    try {
+      const { http, socks, for: programs, only, home, tunnels: config } = options
+      const proxies = { http, socks, for: programs, only, home, keep, dryRun }
+      const used = http === undefined && socks === undefined ? undefined : await useProxy(proxies)
+      const up = config === undefined
+        ? undefined
+        : await tunnelsUp({ config, state: folder, dryRun }).catch(async (error) => {
+          if (used?.changed) await undoUseProxy({ keep })
+          throw error
+        })
+      return together(result, used, up)
+    } catch (error) {
+      if (result.changed && !dryRun) await toggle('on')
+      throw error
+    }
+  }
+  const off = async (): Promise<IntranetResult> => {
+    const down = await tunnelsDown({ state: folder, dryRun })
+    const used = await fs.pathExists(keep) ? await undoUseProxy({ keep, dryRun }) : undefined
+    return together(await toggle('on'), used, down)
+  }
+  if (state === 'on') return await on()
+  if (state === 'off') return await off()
   const { networks, inside, unknown, scheduled } = await look(network, ps)
   if (state === 'status') {
     const known = network.length > 0 ? inside : null
-    return { ...await toggle('status'), networks, inside: known, scheduled }
+    const { tunnels } = await tunnelsNow(folder)
+    const open = tunnels.length > 0 && { tunnels }
+    return { ...await toggle('status'), ...open, networks, inside: known, scheduled }
   }
   const now = await toggle('status')
-  const same = inside === null || inside === (now.intranet === 'on')
   // a guard would take back first what another run has changed and not confirmed yet
-  const result = same ? now : await toggle(inside ? 'off' : 'on')
+  const same = inside === null || (inside === (now.intranet === 'on') && !more(options))
+  const result = same ? now : await (inside ? on() : off())
   const notes = inside === null ? unknown : []
   return { ...result, networks, inside, notes: [...notes, ...result.notes] }
+}
+
+/** Whether there is more to it than the adapter. */
+function more({ http, socks, tunnels }: IntranetOptions): boolean {
+  return http !== undefined || socks !== undefined || tunnels !== undefined
+}
+
+function together(
+  result: IntranetResult,
+  used: UseProxyResult | undefined,
+  { changed, tunnels }: Partial<TunnelsResult> = {},
+): IntranetResult {
+  return {
+    ...result,
+    changed: result.changed || used?.changed === true || changed === true,
+    ...(used && { settings: used.settings }),
+    ...(tunnels && tunnels.length > 0 && { tunnels }),
+    notes: [...result.notes, ...used?.notes ?? []],
+  }
+}
+
+/** Refuses proxies that would cut this machine's programs off. */
+async function checkProxies({ http, socks, destination }: IntranetOptions): Promise<void> {
+  const bare = (text: string) => text.replace(/^[a-z\d]+:\/\//i, '')
+  const proxy = [
+    ...(http === undefined ? [] : [`http://${bare(http)}`]),
+    ...(socks === undefined ? [] : [`socks5://${bare(socks)}`]),
+  ]
+  for (const one of proxy) {
+    const { works, checks } = await checkProxy({ proxy: one, destination })
+    if (works) continue
+    const why = checks.flatMap(({ detail }) => detail ? [detail] : [])[0]
+    throw new Error(
+      `Cannot go on the intranet: the proxy ${one} does not work, and nothing was changed. ${
+        why ?? ''
+      }`.trim(),
+    )
+  }
 }
 
 export interface ScheduleIntranetOptions extends Omit<IntranetOptions, 'state'> {
@@ -98,7 +200,7 @@ const TASK = 'vbox-to-hyperv intranet'
  * 10001, WLAN-AutoConfig 8001), and that a task may wait for those of two logs by one trigger.
  */
 export async function scheduleIntranet(
-  { switch: name, network, log, command, dryRun = false, ...guard }: ScheduleIntranetOptions,
+  { switch: name, network, log, command, dryRun = false, ...options }: ScheduleIntranetOptions,
   ps = powershell,
 ): Promise<ScheduleIntranetResult> {
   checkNetworks(network, true)
@@ -106,15 +208,22 @@ export async function scheduleIntranet(
   const [program = '', ...first] = command ??
     [process.execPath, ...runtime, import.meta.filename as string]
   const file = resolve(log ?? join(stateFolder, 'intranet.log'))
-  const options = [
+  const { http, socks, destination, for: programs = [], only = [], tunnels, folder } = options
+  const own = { http, socks, destination, tunnels: tunnels && resolve(tunnels), folder }
+  const given = [
     // of each of several, the parser takes one pair of quotation marks off
     ...network.map((name) => `--network="${name}"`),
-    ...(guard.probe ?? []).map((target) => `--probe="${target}"`),
+    ...(options.probe ?? []).map((target) => `--probe="${target}"`),
+    ...programs.map((program) => `--for="${program}"`),
+    ...only.map((domain) => `--only="${domain}"`),
     ...(name === undefined ? [] : [`--switch=${name}`]),
-    ...(guard.revertAfter === undefined ? [] : [`--revert-after=${guard.revertAfter}s`]),
-    ...(guard.guard === false ? ['--no-guard'] : []),
+    ...Object.entries(own).flatMap(([name, value]) =>
+      value === undefined ? [] : [`--${name}=${value}`]
+    ),
+    ...(options.revertAfter === undefined ? [] : [`--revert-after=${options.revertAfter}s`]),
+    ...(options.guard === false ? ['--no-guard'] : []),
   ]
-  const text = action(program, [...first, 'auto', ...options], file)
+  const text = action(program, [...first, 'auto', ...given], file)
   const encoded = Buffer.from(text, 'utf16le').toString('base64')
   const argument = '-NoProfile -NonInteractive -ExecutionPolicy Bypass -WindowStyle Hidden ' +
     `-EncodedCommand ${encoded}`
@@ -308,9 +417,11 @@ type Command =
 
 /** What people are told. */
 function say(
-  { changed, switch: name, intranet, networks, inside, scheduled, notes }: IntranetResult,
+  result: IntranetResult,
   dryRun: boolean,
 ): string {
+  const { changed, switch: name, intranet, networks, inside, scheduled, notes } = result
+  const { settings = [], tunnels = [] } = result
   const at = networks?.length
     ? `On ${networks.map((name) => `"${name}"`).join(', ')}`
     : 'On no network'
@@ -326,6 +437,12 @@ function say(
     ...(scheduled === undefined
       ? []
       : [`The host ${scheduled ? 'runs' : 'does not run'} auto by itself`]),
+    ...(settings.length > 0
+      ? [
+        `Proxy settings: ${settings.map(({ program, state }) => `${program} ${state}`).join(', ')}`,
+      ]
+      : []),
+    ...tunnels.map(({ name, host, port }) => `The tunnel "${name}" is open on ${host}:${port}`),
     ...notes,
     // a network's name may hold what would move the cursor
     // deno-lint-ignore no-control-regex
@@ -355,6 +472,24 @@ await hostCommand(
       describe: 'The intranet: SSID of a Wi-Fi, or a network’s name in Windows',
       example: 'Office',
     },
+    http: { type: 'string', describe: 'The HTTP proxy in the guest, HOST:PORT' },
+    socks: { type: 'string', describe: 'The SOCKS5 proxy in the guest, HOST:PORT' },
+    destination: {
+      type: 'string',
+      describe: 'HOST:PORT of the intranet that has to be reached through them',
+    },
+    for: {
+      array: true,
+      choices: ['env', 'git', 'npm', 'pip', 'docker', 'system', 'pac'],
+      describe: 'Whose settings these are [default: those that are there]',
+    },
+    only: {
+      type: 'string',
+      array: true,
+      describe: 'Domains and networks that go through them [default: all]',
+    },
+    tunnels: { type: 'string', describe: 'A file of tunnels, as open-tunnel takes it' },
+    folder: { type: 'string', describe: 'Where is kept what was there before' },
     log: { type: 'string', describe: 'schedule: the file that gets a line a run' },
     ...guardOptions,
     dryRun,

@@ -1,6 +1,7 @@
 import fs from 'fs-extra'
 import assert from 'node:assert/strict'
 import { join } from 'node:path'
+import process from 'node:process'
 import { setTimeout as wait } from 'node:timers/promises'
 import { suite } from 'uvu'
 import {
@@ -14,6 +15,7 @@ import { undoToggleShare } from '../../tasks/toggle-share.ts'
 import { needs } from '../needs.ts'
 import { runTask } from '../run-task.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+import { socksServer, tcpServer } from '../socks-server.ts'
 import { analyze } from '../tasks/analyze.ts'
 
 const recipe = suite('intranet')
@@ -43,7 +45,8 @@ recipe.before.each(async () => {
 recipe.after(() => host.close())
 
 /** Without the guard, whose tests are in guard.test.ts. */
-const turn = (options: IntranetOptions) => intranet({ guard: false, ...options }, host.ps)
+const turn = (options: IntranetOptions) =>
+  intranet({ guard: false, folder: join(host.dir, 'none'), ...options }, host.ps)
 const shared = async () => {
   const { switches, adapters } = await host.state()
   const { hostNics } = switches.find(({ name }: { name: string }) => name === '桥接')
@@ -292,5 +295,79 @@ async function noted(log: string): Promise<string> {
   }
   throw new Error('the task noted nothing')
 }
+
+test('turns the whole intranet on and off: adapter, proxies, settings and tunnels', async () => {
+  const socks = await socksServer()
+  const echo = await tcpServer((socket) => socket.pipe(socket))
+  const home = join(host.dir, 'home')
+  await fs.outputFile(join(home, '.gitconfig'), '[user]\n\tname = me\n')
+  const config = join(host.dir, 'tunnels.json')
+  const tunnel = { name: 'db', to: `127.0.0.1:${echo.port}`, via: [`socks5://${socks.address}`] }
+  await fs.writeJson(config, { tunnels: [tunnel] })
+  const options = {
+    socks: socks.address,
+    destination: `127.0.0.1:${echo.port}`,
+    for: ['git' as const],
+    tunnels: config,
+    folder: join(host.dir, 'kept'),
+    home,
+  }
+  const gitconfig = () => fs.readFile(join(home, '.gitconfig'), 'utf8')
+  try {
+    const before = await gitconfig()
+    const dry = await turn({ state: 'on', ...options, dryRun: true })
+    assert.deepEqual([dry.changed, await gitconfig(), await shared()], [true, before, true])
+    const on = await turn({ state: 'on', ...options })
+    assert.deepEqual([on.changed, on.intranet, on.settings?.[0]?.state], [true, 'on', 'set'])
+    assert.match(await gitconfig(), new RegExp(socks.address))
+    assert.equal(await shared(), false)
+    assert.equal(on.tunnels?.[0]?.name, 'db')
+    assert.equal((await turn({ state: 'on', ...options })).changed, false)
+    assert.deepEqual((await turn({ state: 'status', folder: options.folder })).tunnels, on.tunnels)
+    const off = await turn({ state: 'off', folder: options.folder })
+    assert.deepEqual([off.changed, off.intranet, off.settings?.[0]?.state], [
+      true,
+      'off',
+      'restored',
+    ])
+    assert.equal(await gitconfig(), before)
+    assert.equal(await shared(), true)
+    assert.equal((await turn({ state: 'off', folder: options.folder })).changed, false)
+
+    // what is not whole is taken back
+    await fs.writeJson(config, { tunnels: [{ ...tunnel, via: ['ssh://nobody@127.0.0.1:1'] }] })
+    await assert.rejects(turn({ state: 'on', ...options }), /Cannot keep the tunnels of /)
+    assert.deepEqual([await gitconfig(), await shared()], [before, true])
+    const state = await host.text()
+    await assert.rejects(turn({ state: 'on', ...options, socks: '127.0.0.1:1' }), {
+      message:
+        /^Cannot go on the intranet: the proxy socks5:\/\/127\.0\.0\.1:1 does not work, and nothing was changed\. /,
+    })
+    assert.deepEqual([await gitconfig(), await host.text()], [before, state])
+  } finally {
+    await turn({ state: 'off', folder: options.folder })
+    await Promise.all([socks.close(), echo.close()])
+  }
+})
+
+test('schedules itself with proxies and tunnels, whatever these are called', async () => {
+  const result = await scheduleIntranet({
+    network: ['Office'],
+    socks: '192.168.56.191:1080',
+    for: ['git', 'env'],
+    only: ['corp.example', '10.0.0.0/8'],
+    tunnels: 'C:\\my “tunnels”.json',
+    command: [process.execPath, process.execPath],
+  }, host.ps)
+  assert.equal(result.changed, true)
+  const [task] = (await host.state()).tasks
+  const encoded = /-EncodedCommand (\S+)$/.exec(task.action.argument)?.[1] ?? ''
+  const text = Buffer.from(encoded, 'base64').toString('utf16le')
+  for (
+    const part of ['--socks=192.168.56.191:1080', '--only=', 'corp.example', '--for=', '--tunnels=']
+  ) {
+    assert.ok(text.includes(part), `${part} in ${text}`)
+  }
+})
 
 recipe.run()
