@@ -149,7 +149,7 @@ try {
   # one that dies at once runs for a moment
   $lasted = $lost = 0
   while ($lasted -lt 4 -and $lost -lt 4) {
-    Start-Sleep -Milliseconds 500
+    Start-Sleep -Milliseconds 250
     if (running) { $lasted++ } else { $lasted = 0; $lost++ }
   }
   if ($lasted -lt 4) { throw 'it ends as soon as it starts' }

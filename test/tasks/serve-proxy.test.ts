@@ -331,26 +331,36 @@ interface WindowsGuest {
   bin: string
 }
 
+let simulated: Promise<SimulatedHost> | undefined
+
+/** The same one for all tests, with nothing of the one before. */
 async function windowsGuest(work: (guest: WindowsGuest) => Promise<void>): Promise<void> {
-  const windows = await simulatedHost()
+  const windows = await (simulated ??= simulatedHost())
+  const base = join(windows.dir, 'ProgramData', 'vbox-to-hyperv')
   const bin = join(windows.dir, 'bin')
+  await fs.remove(base)
+  await fs.remove(bin)
+  await windows.change((state) => {
+    const [loopback, ...others] = state.addresses
+    const rest = others.filter((one: { address: string }) => one.address !== address)
+    state.addresses = [loopback, ...rest, { ...loopback, address }]
+    state.tasks = []
+    state.firewall = []
+  })
   const path = process.env.PATH
-  await windows.change((state) =>
-    state.addresses.push({ ...state.addresses[0], address: '192.168.56.191' })
-  )
   try {
-    await work({ windows, base: join(windows.dir, 'ProgramData', 'vbox-to-hyperv'), bin })
+    await work({ windows, base, bin })
   } finally {
     process.env.PATH = path
-    const { tasks = [] } = await windows.state()
-    for (const task of tasks) {
+    for (const task of (await windows.state()).tasks ?? []) {
       try {
         process.kill(task.process, 'SIGKILL')
       } catch { /* it ended by itself */ }
     }
-    await windows.close()
   }
 }
+
+windows.after(async () => await (await simulated)?.close())
 
 const via = 'ssh://Administrator@192.168.56.191'
 
