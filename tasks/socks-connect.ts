@@ -1,8 +1,5 @@
 #!/usr/bin/env zx
-/**
- * Connect standard input and output to a host through a SOCKS5 proxy, as ssh's ProxyCommand wants it:
- * `ProxyCommand node socks-connect.ts --proxy 192.168.56.191:1080 %h %p`
- */
+/** Connect standard input and output to a host through a SOCKS5 proxy, as ssh's ProxyCommand wants it. */
 import { once } from 'node:events'
 import { connect, isIP, type Socket } from 'node:net'
 import process from 'node:process'
@@ -258,7 +255,13 @@ const given = await commandLine<
     describe: 'A name, which the proxy looks up, or an address',
     example: 'db.intranet',
   },
-  port: { type: 'number', positional: true, demandOption: true, describe: '', example: '22' },
+  port: {
+    type: 'number',
+    positional: true,
+    demandOption: true,
+    describe: '1 to 65535',
+    example: '22',
+  },
   proxy: {
     type: 'string',
     demandOption: true,

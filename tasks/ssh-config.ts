@@ -1,8 +1,5 @@
 #!/usr/bin/env zx
-/**
- * Teach ssh a host behind a SOCKS5 proxy and jump hosts: an entry in a file of its own, which the user's
- * configuration includes.
- */
+/** Teach ssh a host behind a SOCKS5 proxy and jump hosts, by a file that its configuration includes. */
 import { randomBytes } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import { chmod, mkdir, open, readdir, readFile, realpath, rename, rm, stat } from 'node:fs/promises'
