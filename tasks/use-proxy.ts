@@ -74,17 +74,20 @@ export interface UseProxyResult {
   notes: string[]
 }
 
-/** Sets each, and keeps what it was before it is changed. What was set before and is not meant now returns. */
+/**
+ * Sets each, and keeps what it was before it is changed. What was set before and is not meant now returns.
+ * @param ps Windows' own PowerShell, for its registry; null: this machine has none
+ */
 export async function useProxy(
   options: UseProxyOptions,
-  ps: PowerShell | undefined = onWindows() ? powershellOnce() : undefined,
+  ps: PowerShell | null = onWindows() ? powershellOnce() : null,
 ): Promise<UseProxyResult> {
   const { home, dryRun = false, keep = keepFile() } = options
   const ways = readWays(options)
   const { domains, networks } = readOnly(options.only ?? [])
   const notes: string[] = []
-  const programs = await choose(options, ps !== undefined, notes)
-  const wanted = settings(programs, ways, domains, networks, options, ps !== undefined)
+  const programs = await choose(options, ps !== null, notes)
+  const wanted = settings(programs, ways, domains, networks, options, ps !== null)
   let kept = await readKept(keep)
   const result: UseProxyResult['settings'] = []
   const gone = kept.filter((one) =>
@@ -134,7 +137,7 @@ export async function useProxy(
 /** Gives back what was there before {@link useProxy}, unless somebody has set something else since. */
 export async function undoUseProxy(
   { for: programs, dryRun = false, keep = keepFile() }: UseProxyOffOptions = {},
-  ps: PowerShell | undefined = onWindows() ? powershellOnce() : undefined,
+  ps: PowerShell | null = onWindows() ? powershellOnce() : null,
 ): Promise<UseProxyResult> {
   let kept = await readKept(keep)
   const settings: UseProxyResult['settings'] = []
@@ -164,7 +167,7 @@ export function printProxy(options: UseProxyOptions, shell: Shell | 'pac'): stri
 async function putBack(
   one: Kept,
   dryRun: boolean,
-  ps: PowerShell | undefined,
+  ps: PowerShell | null,
 ): Promise<UseProxyResult['settings'][number]> {
   const told = { program: one.program, where: where(one) }
   const current = await read(one, ps)

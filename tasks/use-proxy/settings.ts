@@ -53,7 +53,7 @@ export function where(setting: Setting): string {
 
 export const same = (one: Held, other: Held) => isDeepStrictEqual(one, other)
 
-export async function read(setting: Setting, ps: PowerShell | undefined): Promise<Held> {
+export async function read(setting: Setting, ps: PowerShell | null): Promise<Held> {
   switch (setting.kind) {
     case 'git':
       return await readGit(setting)
@@ -87,7 +87,7 @@ export async function write(
   setting: Setting,
   value: Held,
   shape: Shape,
-  ps: PowerShell | undefined,
+  ps: PowerShell | null,
 ): Promise<void> {
   switch (setting.kind) {
     case 'git':
@@ -299,7 +299,7 @@ async function writeRegistry(
     }`
 }
 
-function need(ps: PowerShell | undefined): PowerShell {
+function need(ps: PowerShell | null): PowerShell {
   if (ps) return ps
   throw new Error(
     'Cannot set this on a machine without Windows. Run the same on Windows, or in WSL',

@@ -55,7 +55,7 @@ async function all(home: string): Promise<Record<string, string>> {
   for (const entry of await fs.readdir(home, { withFileTypes: true, recursive: true })) {
     if (!entry.isFile()) continue
     const path = join(entry.parentPath, entry.name)
-    found[path.slice(home.length)] = await fs.readFile(path, 'utf8')
+    found[path.slice(home.length).replaceAll('\\', '/')] = await fs.readFile(path, 'utf8')
   }
   return found
 }
@@ -66,10 +66,10 @@ withGit(
     const config = '[user]\n\tname = Bob\n[http]\n\tproxy = http://old:1\n'
     await fs.writeFile(join(home, '.gitconfig'), config)
     const given = { ...options, for: ['git'] as const }
-    const dry = await useProxy({ ...given, dryRun: true }, undefined)
+    const dry = await useProxy({ ...given, dryRun: true }, null)
     equal(dry.changed, true)
     deepEqual(await all(home), { '/.gitconfig': config })
-    const on = await useProxy(given, undefined)
+    const on = await useProxy(given, null)
     deepEqual(on.settings, [{
       program: 'git',
       where: 'git config --global http.proxy',
@@ -79,13 +79,13 @@ withGit(
       await ask(home, 'git', 'config', '--get', 'http.proxy'),
       'http://192.168.56.191:8080',
     )
-    const again = await useProxy(given, undefined)
+    const again = await useProxy(given, null)
     equal(again.changed, false)
-    const off = await undoUseProxy(options, undefined)
+    const off = await undoUseProxy(options, null)
     equal(off.changed, true)
     equal(off.kept, null)
     deepEqual(await all(home), { '/.gitconfig': config })
-    equal((await undoUseProxy(options, undefined)).changed, false)
+    equal((await undoUseProxy(options, null)).changed, false)
   },
 )
 
@@ -93,7 +93,7 @@ withGit(
   'sends only named domains of git through it, and forgets those that are named no more',
   async ({ home, options }) => {
     const given = { ...options, for: ['git'] as const }
-    await useProxy({ ...given, only: ['Corp.example', '*.lab.example'] }, undefined)
+    await useProxy({ ...given, only: ['Corp.example', '*.lab.example'] }, null)
     const proxy = (url: string) =>
       ask(home, 'git', 'config', '--get-urlmatch', 'http.proxy', url).catch(() => '')
     const through = 'http://192.168.56.191:8080'
@@ -101,20 +101,20 @@ withGit(
     equal(await proxy('https://corp.example/'), through)
     equal(await proxy('http://x.lab.example/'), through)
     equal(await proxy('https://github.com/a/b'), '')
-    const other = await useProxy({ ...given, only: ['corp.example', '10.0.0.0/8'] }, undefined)
+    const other = await useProxy({ ...given, only: ['corp.example', '10.0.0.0/8'] }, null)
     match(other.notes.join(), /git knows domains alone/)
     equal(await proxy('http://x.lab.example/'), '')
     equal(await proxy('https://git.corp.example/'), through)
-    await undoUseProxy(options, undefined)
+    await undoUseProxy(options, null)
     equal(await proxy('https://git.corp.example/'), '')
   },
 )
 
 withGit('leaves what somebody has set since, and says so', async ({ home, options }) => {
   const given = { ...options, for: ['git'] as const }
-  await useProxy(given, undefined)
+  await useProxy(given, null)
   await ask(home, 'git', 'config', '--global', 'http.proxy', 'http://mine:1')
-  const off = await undoUseProxy(options, undefined)
+  const off = await undoUseProxy(options, null)
   equal(off.settings[0]?.state, 'left')
   deepEqual(off.notes, [
     'git config --global http.proxy was set to something else since, which stays',
@@ -125,7 +125,7 @@ withGit('leaves what somebody has set since, and says so', async ({ home, option
 withNpm('sets npm’s proxy beside what npm keeps there', async ({ home, options }) => {
   const npmrc = '; mine\r\n//registry.example/:_authToken=secret\r\nproxy = http://old:1'
   await fs.writeFile(join(home, '.npmrc'), npmrc, { mode: 0o600 })
-  await useProxy({ ...options, for: ['npm'] }, undefined)
+  await useProxy({ ...options, for: ['npm'] }, null)
   for (const name of ['proxy', 'https-proxy']) {
     // some versions end it so
     const found = (await ask(home, 'npm', 'config', 'get', name)).replace(/\/$/, '')
@@ -138,7 +138,7 @@ withNpm('sets npm’s proxy beside what npm keeps there', async ({ home, options
     equal((await fs.stat(options.keep as string)).mode & 0o777, 0o600)
   }
   ok(!(await fs.readFile(options.keep as string, 'utf8')).includes('secret'))
-  await undoUseProxy(options, undefined)
+  await undoUseProxy(options, null)
   equal(await fs.readFile(join(home, '.npmrc'), 'utf8'), npmrc)
 })
 
@@ -156,11 +156,11 @@ withPip('sets pip’s proxy in its section', async ({ home, options }) => {
   ) {
     const before = conf === '' ? await all(home) : undefined
     if (conf !== '') await fs.outputFile(path, conf)
-    await useProxy({ ...options, for: ['pip'] }, undefined)
+    await useProxy({ ...options, for: ['pip'] }, null)
     if (!conf.startsWith('x')) {
       equal(await ask(home, 'pip', 'config', 'get', 'global.proxy'), 'http://192.168.56.191:8080')
     }
-    await undoUseProxy(options, undefined)
+    await undoUseProxy(options, null)
     if (before) deepEqual(await all(home), before)
     else equal(await fs.readFile(path, 'utf8'), conf)
   }
@@ -178,7 +178,7 @@ programs(
     ) {
       const text = JSON.stringify(json, null, '\t')
       await fs.outputFile(path, text)
-      await useProxy({ ...options, for: ['docker'] }, undefined)
+      await useProxy({ ...options, for: ['docker'] }, null)
       const set = await fs.readJson(path)
       deepEqual(set.proxies.default, {
         httpProxy: 'http://192.168.56.191:8080',
@@ -187,15 +187,15 @@ programs(
         noProxy: 'localhost,127.0.0.1,::1',
       })
       ok(!(await fs.readFile(options.keep as string, 'utf8')).includes('secret'))
-      await undoUseProxy(options, undefined)
+      await undoUseProxy(options, null)
       equal(await fs.readFile(path, 'utf8'), text)
     }
     await fs.remove(path)
-    await useProxy({ ...options, for: ['docker'] }, undefined)
-    await undoUseProxy(options, undefined)
+    await useProxy({ ...options, for: ['docker'] }, null)
+    await undoUseProxy(options, null)
     deepEqual(await all(home), {})
     await fs.writeFile(path, '{"auths":')
-    await rejects(useProxy({ ...options, for: ['docker'] }, undefined), {
+    await rejects(useProxy({ ...options, for: ['docker'] }, null), {
       message:
         `Cannot set Docker’s proxy: "${path}" is no JSON object. Mend it, or run again without docker in --for`,
     })
@@ -211,7 +211,7 @@ if (process.platform !== 'win32') {
       await fs.outputFile(join(home, 'dotfiles', 'bashrc'), '# mine\n')
       await fs.symlink(join('dotfiles', 'bashrc'), join(home, '.bashrc'))
       const before = await all(home)
-      await useProxy({ ...options, for: ['env'] }, undefined)
+      await useProxy({ ...options, for: ['env'] }, null)
       equal((await fs.lstat(join(home, '.bashrc'))).isSymbolicLink(), true)
       const print = 'echo "$A $https_proxy $HTTPS_PROXY $ALL_PROXY $NO_PROXY"'
       equal(
@@ -219,7 +219,7 @@ if (process.platform !== 'win32') {
         '1 http://192.168.56.191:8080 http://192.168.56.191:8080 ' +
           'socks5h://192.168.56.191:1080 localhost,127.0.0.1,::1',
       )
-      await undoUseProxy(options, undefined)
+      await undoUseProxy(options, null)
       deepEqual(await all(home), before)
       equal(await ask(home, 'bash', '-l', '-c', 'echo "$A$https_proxy"'), '1')
     },
@@ -230,11 +230,11 @@ programs(
   'puts back what a run left that was killed before it changed anything',
   async ({ home, options, keep }) => {
     await fs.writeFile(join(home, '.npmrc'), 'a=1\n')
-    await useProxy({ ...options, for: ['npm'] }, undefined)
+    await useProxy({ ...options, for: ['npm'] }, null)
     const kept = await fs.readFile(keep, 'utf8')
-    await undoUseProxy(options, undefined)
+    await undoUseProxy(options, null)
     await fs.writeFile(keep, kept)
-    const off = await undoUseProxy(options, undefined)
+    const off = await undoUseProxy(options, null)
     equal(off.settings[0]?.state, 'already')
     deepEqual(await all(home), { '/.npmrc': 'a=1\n' })
   },
@@ -242,8 +242,8 @@ programs(
 
 programs('changes nothing where what it keeps cannot be read', async ({ home, options, keep }) => {
   await fs.outputFile(keep, '{')
-  await rejects(useProxy({ ...options, for: ['npm'] }, undefined), /Cannot tell what was there/)
-  await rejects(undoUseProxy(options, undefined), /Move it away/)
+  await rejects(useProxy({ ...options, for: ['npm'] }, null), /Cannot tell what was there/)
+  await rejects(undoUseProxy(options, null), /Move it away/)
   equal(await fs.pathExists(join(home, '.npmrc')), false)
 })
 
@@ -267,7 +267,7 @@ programs(
     ]
     for (const [change, message] of wrong) {
       await rejects(
-        useProxy({ ...options, for: ['npm'], ...change }, undefined),
+        useProxy({ ...options, for: ['npm'], ...change }, null),
         (error: Error) => {
           if (typeof message === 'string') equal(error.message, message)
           else match(error.message, message)
@@ -276,7 +276,7 @@ programs(
         },
       )
     }
-    await rejects(useProxy({ home, keep: join(home, 'x') }, undefined), /none is named/)
+    await rejects(useProxy({ home, keep: join(home, 'x') }, null), /none is named/)
     deepEqual(await all(home), {})
   },
 )
