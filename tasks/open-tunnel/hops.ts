@@ -294,7 +294,7 @@ async function openSsh(sock: Duplex, hop: Hop, options: WayOptions): Promise<ssh
       client.on('banner', (text) => banner = text)
     })
     client.connect({
-      sock,
+      sock: gathered(sock),
       username,
       readyTimeout: timeout * 1000,
       keepaliveInterval: keepalive * 1000,
@@ -363,6 +363,33 @@ async function openSsh(sock: Duplex, hop: Hop, options: WayOptions): Promise<ssh
     sock.destroy()
     throw error
   }
+}
+
+/**
+ * The package writes the length, the content and the check of a packet one by one, each of which would be a
+ * packet of the connection around it. What is written in one go leaves as one.
+ */
+function gathered(sock: Duplex): Duplex {
+  const write = sock.write.bind(sock) as (bytes: Buffer) => boolean
+  const end = sock.end.bind(sock) as () => Duplex
+  let held: Buffer[] = []
+  const flush = () => {
+    const [first] = held
+    if (first === undefined) return
+    const bytes = held.length === 1 ? first : Buffer.concat(held)
+    held = []
+    if (sock.writable) write(bytes)
+  }
+  return Object.assign(sock, {
+    write: (bytes: Buffer) => {
+      if (held.push(bytes) === 1) queueMicrotask(flush)
+      return !sock.writableNeedDrain
+    },
+    end: () => {
+      flush()
+      return end()
+    },
+  })
 }
 
 /** What Node does fast goes first; a kind of key that is known goes before those that are not. */
