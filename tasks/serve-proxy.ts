@@ -108,18 +108,20 @@ export async function serveProxy(
 
 /** Serves again what was served before {@link serveProxy}, or nothing. Does nothing a second time. */
 export async function undoServeProxy(
-  result: ServeProxyResult,
+  result: Pick<ServeProxyResult, 'changed' | 'before' | 'address' | 'subnet' | 'port'>,
   { via }: GuestWay,
   opened?: OpenGuest,
-): Promise<void> {
-  if (!result.changed) return
+  dryRun = false,
+): Promise<{ changed: boolean }> {
+  if (!result.changed) return { changed: false }
   const { address, subnet, port, before } = result
   const place = check({ via, address, subnet, port })
   const guest = await openGuest(via, opened)
   try {
     const rest = { wanted: '', config: '', had: before.served, allowed: before.allowed }
-    const said = await guest.run({ mode: 'undo', dryRun: false, ...place, ...rest })
+    const said = await guest.run({ mode: 'undo', dryRun, ...place, ...rest })
     if (said.state !== 'ok') throw refusal(said, place, { via, address }, guest.family)
+    return { changed: said.changed }
   } finally {
     await guest.close()
   }
@@ -466,6 +468,8 @@ async function readPassword(way: string, user: string | undefined): Promise<Secr
   return new Secret(value)
 }
 
+type CommandLine = Omit<ServeProxyOptions, 'password'> & { credential?: string; undo?: boolean }
+
 await command(
   import.meta,
   'Serve a proxy in the guest by gost, HTTP and SOCKS5, for its Hyper-V host alone',
@@ -493,12 +497,21 @@ await command(
       type: 'string',
       describe: 'Where the password comes from: prompt, stdin or env:NAME [default: prompt]',
     },
+    undo: { type: 'boolean', describe: 'Serve nothing there any more' },
     dryRun,
   },
-  async (
-    { credential, ...options }: Omit<ServeProxyOptions, 'password'> & { credential?: string },
-  ) => {
+  async ({ credential, undo = false, ...options }: CommandLine) => {
     const { user } = options
+    if (undo) {
+      const before = { served: false, allowed: false }
+      const place = check({ ...options, user: undefined })
+      return await undoServeProxy(
+        { changed: true, before, ...place },
+        options,
+        undefined,
+        options.dryRun,
+      )
+    }
     const password = user === undefined && credential === undefined
       ? undefined
       : await readPassword(credential ?? 'prompt', user)
