@@ -121,10 +121,30 @@ export async function mariadb(): Promise<{ port: number; close: () => Promise<vo
   return {
     port,
     close: async () => {
-      const exit = once(server, 'exit')
+      const ends = server.exitCode === null && server.signalCode === null
+      const exit = ends ? once(server, 'exit') : undefined
       server.kill('SIGKILL')
       await exit
       await fs.remove(dir)
+    },
+  }
+}
+
+/** Debian's SOCKS5 server; `-u USER -P PASSWORD` make it want them. */
+export async function microsocks(
+  ...args: string[]
+): Promise<{ address: string; close: () => Promise<void> }> {
+  const port = await freePort()
+  const server = spawn('microsocks', ['-i', '127.0.0.1', '-p', `${port}`, ...args], {
+    stdio: 'ignore',
+  })
+  await until(() => reaches(port), 'microsocks')
+  return {
+    address: `127.0.0.1:${port}`,
+    close: async () => {
+      const exit = once(server, 'exit')
+      server.kill()
+      await exit
     },
   }
 }

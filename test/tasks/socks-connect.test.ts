@@ -1,5 +1,5 @@
 import { equal, match, ok, rejects } from 'node:assert/strict'
-import { type ChildProcess, spawn } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { join } from 'node:path'
 import process from 'node:process'
@@ -9,6 +9,7 @@ import { socksConnect } from '../../tasks/socks-connect.ts'
 import { Secret } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
 import * as servers from '../socks-server.ts'
+import { microsocks } from '../tunnel-hosts.ts'
 
 const test = suite('socksConnect')
 const real = needs(test, 'microsocks')
@@ -29,12 +30,18 @@ test.after.each(async () => {
 const file = join(import.meta.dirname as string, '..', '..', 'tasks', 'socks-connect.ts')
 const runtime = 'Deno' in globalThis ? ['run', '-A'] : []
 
-/** Runs the command with `input`; undefined leaves its standard input open. */
-async function run(args: string[], input?: string | Buffer, env: NodeJS.ProcessEnv = {}) {
+/** Runs the command with `input`; without one, or with `open`, its standard input stays open. */
+async function run(
+  args: string[],
+  input?: string,
+  env: NodeJS.ProcessEnv = {},
+  open = input === undefined,
+) {
   const child = spawn(process.execPath, [...runtime, file, ...args], {
     env: { ...process.env, ...env },
   })
-  if (input !== undefined) child.stdin.end(input)
+  if (input !== undefined) child.stdin.write(input)
+  if (!open) child.stdin.end()
   const [stdout, stderr, [code]] = await Promise.all([
     text(child.stdout),
     text(child.stderr),
@@ -53,28 +60,6 @@ const echo = () =>
       if (said.includes('\n')) socket.off('end', answer), answer()
     })
   })
-
-/** Debian's microsocks on a free port. */
-async function microsocks(...args: string[]): Promise<{ address: string; child: ChildProcess }> {
-  const free = await tcpServer(() => {})
-  await free.close()
-  const child = spawn('microsocks', ['-i', '127.0.0.1', '-p', `${free.port}`, ...args], {
-    stdio: 'ignore',
-  })
-  const address = `127.0.0.1:${free.port}`
-  for (let n = 0;; n++) {
-    try {
-      const { connect } = await import('node:net')
-      const socket = connect(free.port, '127.0.0.1')
-      await once(socket, 'connect')
-      socket.destroy()
-      return { address, child }
-    } catch (error) {
-      if (n > 200) throw error
-      await new Promise((resolve) => setTimeout(resolve, 20))
-    }
-  }
-}
 
 // the servers of Deno end both ways when one has ended
 const halfOpen = 'Deno' in globalThis ? () => {} : test
@@ -268,17 +253,16 @@ test('tells with --check how long it takes, and ends', async () => {
 real('connects through microsocks, with and without a password', async () => {
   const server = await echo()
   for (const args of [[], ['-u', 'me', '-P', 'changeme']]) {
-    const { address, child } = await microsocks(...args)
+    const { address } = await keep(microsocks(...args))
     const account = args.length ? ['--user', 'me', '--password', 'env:PROXY_PASSWORD'] : []
     const { stdout, stderr } = await run(
       ['--proxy', address, ...account, 'localhost', `${server.port}`],
       'hello\n',
       { PROXY_PASSWORD: 'changeme' },
+      true, // microsocks ends both ways when one has ended
     )
     equal(stderr, '')
     equal(stdout, 'heard 5: hello')
-    child.kill()
-    await once(child, 'exit')
   }
 })
 
