@@ -67,7 +67,13 @@ events(
   'have no log where it cannot be written, and the run changes nothing',
   async ({ dir, ova }) => {
     const bundle = join(dir, 'none')
-    const { code, stderr } = await migrate(dir, [ova, '--to', `bundle:${bundle}`, '--log', dir])
+    const { code, stderr } = await migrate(dir, [
+      ova,
+      '--to',
+      `bundle:${bundle}`,
+      '--log',
+      join(ova, 'log'),
+    ])
     equal(code, 1)
     match(
       stderr.replaceAll('\n', ' '),

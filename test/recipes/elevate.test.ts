@@ -227,6 +227,7 @@ test('runs undo, whose refusal comes out as a refusal', async ({ dir }) => {
   equal(code, 1)
   deepEqual(events, [
     { event: 'error', message: `Cannot take back the last run: no run is in "${dir}"` },
+    { event: 'end', outcome: 'failed', next: [] },
   ])
   // the same to the letter for who reads JSON
   const direct = [...runtime, undo, ...args, '--json']
