@@ -34,14 +34,8 @@ import { type SocksServer, socksServer } from '../socks-server.ts'
 const root = join(import.meta.dirname as string, '..', '..')
 const tasks = (await fs.readdir(join(root, 'tasks')))
   .filter((name) => name.endsWith('.ts') && !['task.ts', 'guard.ts'].includes(name))
-const folders = [
-  'convert-disk',
-  'prepare-guest',
-  'open-tunnel',
-  'show-network',
-  'serve-proxy',
-  'use-proxy',
-]
+const folders = (await fs.readdir(join(root, 'tasks'), { withFileTypes: true }))
+  .filter((entry) => entry.isDirectory()).map(({ name }) => name)
 const bin = join(root, 'node_modules', '.bin')
 // each runtime's where it runs the tests, as this takes minutes
 const RUNTIMES: Record<string, string[]> = 'Deno' in globalThis
