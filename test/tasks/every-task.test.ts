@@ -17,6 +17,8 @@ import { importVm, undoImportVm } from '../../tasks/import-vm.ts'
 import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
 import { setGuestIp, undoSetGuestIp } from '../../tasks/set-guest-ip.ts'
 import { forwardPort, undoForwardPort } from '../../tasks/forward-port.ts'
+import { copyFile } from '../../tasks/copy-file.ts'
+import { openVm, undoOpenVm } from '../../tasks/open-vm.ts'
 import { setHardware, undoSetHardware } from '../../tasks/set-hardware.ts'
 import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
 import { readNetwork } from '../../tasks/show-network.ts'
@@ -124,6 +126,8 @@ for (const [runtime, program] of Object.entries(RUNTIMES)) {
       ['enable-nested', '--vm', 'demo'],
       ['show-network', '--format', 'json'],
       ['start-vm', '--vm', 'demo'],
+      ['open-vm', '--vm', 'demo', '--print'],
+      ['copy-file', '--vm', 'demo', '--from', ova, '--to', 'C:\\kit\\'],
       ['verify', '--vm', 'demo', '--timeout', '10', '--port', '9'],
       ['set-guest-ip', '--vm', 'demo', '--guest-ip', '192.168.56.191'],
       ['socks-connect', '--proxy', proxy.address, '--check', '127.0.0.1', `${proxy.port}`],
@@ -211,6 +215,7 @@ test('leaves the host as it was on a dry run, and its scripts have no syntax tha
     noted('checkHost'),
   )
   await readNetwork(noted('readNetwork'))
+  await copyFile({ vm: 'none', from: 'a', to: '/a' }, noted('copyFile')).catch(() => undefined)
   await verify({ vm: 'none' }, noted('verify')).catch(() => undefined)
   deepEqual(JSON.parse(await host.text()), seed)
   const { features } = seed
@@ -237,6 +242,7 @@ test('leaves the host as it was on a dry run, and its scripts have no syntax tha
   )
   await job(forwardPort, { port: 2222, guestIp: '192.168.56.191' }, undoForwardPort)
   await job(createVm, { vm: 'demo', disk: [placed] }, undoCreateVm)
+  await job(openVm, { vm: 'demo', enhanced: false }, undoOpenVm)
   await job(setHardware, { vm: 'demo', timeSync: false }, undoSetHardware)
   await job(attachAdapter, { vm: 'demo', switch: 'Static-NAT' }, undoAttachAdapter)
   await job(enableNested, { vm: 'demo' }, undoEnableNested)
