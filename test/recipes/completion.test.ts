@@ -11,13 +11,16 @@ import { needs } from '../needs.ts'
 import { runTask } from '../run-task.ts'
 
 const execute = promisify(execFile)
-const completing = suite<{ dir: string; commands: Command[] }>('completion')
+const completing = suite<{ dir: string }>('completion')
 
 completing.before(async (context) => {
   context.dir = await fs.mkdtemp(join(tmpdir(), 'completion-'))
-  context.commands = await describeCommands()
 })
 completing.after(({ dir }) => fs.remove(dir))
+
+/** Asked once, and only where it is needed: each command of the kit is run for it. */
+let asked: Promise<Command[]> | undefined
+const describe = () => asked ??= describeCommands()
 
 /** What is typed, the last word of it not yet whole, and what it may become. */
 const CASES: [string[], string[]][] = [
@@ -29,9 +32,9 @@ const CASES: [string[], string[]][] = [
 
 needs(completing, 'bash')(
   'completes options, and what they may be, in bash',
-  async ({ dir, commands }) => {
+  async ({ dir }) => {
     const file = join(dir, 'completion.bash')
-    await fs.writeFile(file, await completion({ shell: 'bash', commands }))
+    await fs.writeFile(file, await completion({ shell: 'bash', commands: await describe() }))
     const script = '. "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _vbox_to_hyperv; ' +
       'printf "%s\\n" "${COMPREPLY[@]}"'
     for (const [typed, expected] of CASES) {
@@ -41,9 +44,9 @@ needs(completing, 'bash')(
   },
 )
 
-needs(completing, 'pwsh')('completes them in PowerShell', async ({ dir, commands }) => {
+needs(completing, 'pwsh')('completes them in PowerShell', async ({ dir }) => {
   const file = join(dir, 'completion.ps1')
-  await fs.writeFile(file, await completion({ shell: 'powershell', commands }))
+  await fs.writeFile(file, await completion({ shell: 'powershell', commands: await describe() }))
   const lines = CASES.map(([typed]) => `'${typed.join(' ')}'`).join(', ')
   const script = `. '${file}'; ${lines} | ForEach-Object { ` +
     `@((TabExpansion2 $_ $_.Length).CompletionMatches.CompletionText) -join ' ' }`
