@@ -5,7 +5,7 @@ import { lookup } from 'node:dns/promises'
 import { connect, isIP, type Socket } from 'node:net'
 import process from 'node:process'
 import { domainToASCII } from 'node:url'
-import { command, Secret } from './task.ts'
+import { command, readCredential, type Secret } from './task.ts'
 
 export interface CheckProxyOptions {
   /**
@@ -598,42 +598,6 @@ function readAccount(
 
 // --- the command line ---
 
-async function readPassword(way: string, user: string | undefined): Promise<Secret> {
-  const [, from, variable = ''] = /^(stdin|prompt|env:(.+))$/s.exec(way) ?? []
-  if (from === 'stdin') {
-    let text = ''
-    for await (const part of process.stdin.setEncoding('utf8')) text += part
-    return new Secret(text.replace(/\r?\n$/, ''))
-  }
-  if (from === 'prompt') {
-    if (!process.stdin.isTTY || !process.stderr.isTTY) {
-      throw new Error(
-        'Cannot ask for the password: there is no terminal. Run again with --credential env:NAME ' +
-          'or --credential stdin',
-      )
-    }
-    const { password } = await import('@inquirer/prompts')
-    const message = `Password of ${user} at the proxy`
-    return new Secret(await password({ message }, { output: process.stderr }))
-  }
-  if (from === undefined) {
-    throw new TypeError(
-      'Cannot take the password from the command line: it is prompt, stdin or env:NAME. ' +
-        'Example: --credential env:PROXY_PASSWORD',
-    )
-  }
-  const value = process.env[variable]
-  if (value === undefined) {
-    throw new Error(
-      `Cannot take the password from the environment: there is no variable ${
-        JSON.stringify(variable)
-      }. Set it, or run again with --credential prompt`,
-    )
-  }
-  delete process.env[variable] // programs that are started from here on do not have it
-  return new Secret(value)
-}
-
 await command(
   import.meta,
   'Check what a proxy in the guest does: TCP, HTTP, SOCKS5, password, destination',
@@ -653,7 +617,9 @@ await command(
     user: { type: 'string', describe: 'A user of the proxy, tried beside none' },
     credential: {
       type: 'string',
-      describe: 'Where the password comes from: prompt, stdin or env:NAME [default: prompt]',
+      describe:
+        'Where the password comes from: prompt, stdin, env:NAME, or manager:TARGET (Windows’ ' +
+        'Credential Manager, which has the user too) [default: prompt]',
     },
     timeout: { type: 'number', describe: 'Seconds for each answer [default: 5]' },
   },
@@ -661,10 +627,11 @@ await command(
     { credential, ...options }: Omit<CheckProxyOptions, 'password'> & { credential?: string },
   ) => {
     const { user } = options
-    const password = user === undefined && credential === undefined
-      ? undefined
-      : await readPassword(credential ?? 'prompt', user)
-    const result = await checkProxy({ ...options, password })
+    const account = user === undefined && credential === undefined ? {} : await readCredential(
+      credential ?? 'prompt',
+      `password of ${user ?? 'the user'} at the proxy`,
+    )
+    const result = await checkProxy({ ...account, ...options })
     for (const { state, detail } of result.checks) {
       if (state !== 'ok' && state !== 'skipped') console.error(`${detail}.`)
     }

@@ -28,7 +28,8 @@ export interface OpenTunnelOptions {
   to: string
   /**
    * The hops, in order: `socks5://[user@]host[:port]` or `ssh://[user@]host[:port]`. Behind `?` their own
-   * `password`, `passphrase` (`env:NAME` or `prompt`) and `identity`. @default none
+   * `password`, `passphrase` (`env:NAME`, `manager:TARGET` of Windows' Credential Manager, or `prompt`) and
+   * `identity`. @default none
    */
   via?: readonly string[] | undefined
   /** `[address:]port` here, 0 for a free one. @default 127.0.0.1:0 */

@@ -6,7 +6,7 @@ import process from 'node:process'
 import { setImmediate } from 'node:timers/promises'
 import { domainToASCII } from 'node:url'
 import { SocksClient, type SocksClientError } from 'socks'
-import { commandLine, Secret } from './task.ts'
+import { commandLine, readCredential, type Secret } from './task.ts'
 
 export interface SocksConnectOptions {
   /** A name, which the proxy looks up, or an address. */
@@ -226,25 +226,6 @@ async function pour(socket: Socket, { host, port }: SocksConnectOptions): Promis
   await new Promise((resolve) => stdout.write('', resolve))
 }
 
-function fromEnvironment(way: string): Secret {
-  const [, name] = /^env:(.+)$/s.exec(way) ?? []
-  if (name === undefined) {
-    throw new TypeError(
-      'Cannot take the password from the command line, which others see. ' +
-        'Put it into a variable of the environment and run again with --password env:NAME',
-    )
-  }
-  const value = process.env[name]
-  if (!value) {
-    throw new Error(
-      `Cannot take the password from the environment: there is no variable ${
-        JSON.stringify(name)
-      }. Set it`,
-    )
-  }
-  return new Secret(value)
-}
-
 const given = await commandLine<
   Omit<SocksConnectOptions, 'password'> & { password?: string; check?: boolean }
 >(import.meta, 'Connect standard input and output to a host through a SOCKS5 proxy', {
@@ -269,7 +250,10 @@ const given = await commandLine<
     example: '192.168.56.191:1080',
   },
   user: { type: 'string', describe: 'For a proxy that wants one' },
-  password: { type: 'string', describe: 'env:NAME, the variable that has it' },
+  password: {
+    type: 'string',
+    describe: 'env:NAME, the variable that has it, or manager:TARGET (Windows’ Credential Manager)',
+  },
   timeout: { type: 'number', describe: 'Seconds [default: 30]' },
   check: { type: 'boolean', describe: 'Connect, tell how long that took, and end' },
 })
@@ -277,10 +261,16 @@ if (given !== undefined) {
   const { check, password, ...options } = given
   try {
     const start = performance.now()
-    const socket = await socksConnect({
-      ...options,
-      ...(password !== undefined && { password: fromEnvironment(password) }),
-    })
+    // standard input is what goes to the host
+    if (password === 'stdin') {
+      throw new TypeError(
+        'Cannot take the password from standard input, which goes to the host. Use env:NAME',
+      )
+    }
+    const account = password === undefined
+      ? {}
+      : await readCredential(password, `password at the proxy ${options.proxy}`)
+    const socket = await socksConnect({ ...account, ...options })
     if (check) {
       socket.destroy()
       const milliseconds = Math.round(performance.now() - start)

@@ -21,7 +21,7 @@ export interface SshConfigOptions {
   identity?: string | undefined
   /** Hops, in order: `socks5://[user@]host[:port]` first, then `ssh://[user@]host[:port]`. @default none */
   via?: readonly string[] | undefined
-  /** Where the password of the SOCKS5 proxy comes from: `env:NAME`. */
+  /** Where the password of the SOCKS5 proxy comes from: `env:NAME` or `manager:TARGET`. */
   password?: string | undefined
   /**
    * What speaks SOCKS5 for ssh: the kit's own socks-connect, `connect` (it comes with Git for Windows) or
@@ -209,9 +209,10 @@ async function proxyCommand(
   connector: 'kit' | 'connect' | 'ncat',
 ): Promise<string> {
   const at = `${isIP(host) === 6 ? `[${host}]` : host}:${port}`
-  if (password !== undefined && !/^env:[A-Za-z_]\w*$/.test(password)) {
+  if (password !== undefined && !/^(env:[A-Za-z_]\w*|manager:[^\p{Cc}]+)$/u.test(password)) {
     throw new TypeError(
-      'Cannot take the password of the proxy but from the environment. Run again with --password env:NAME',
+      'Cannot take the password of the proxy but from the environment or Windows’ Credential ' +
+        'Manager. Run again with --password env:NAME or manager:TARGET',
     )
   }
   let words: string[]
@@ -385,7 +386,10 @@ await command(
       describe: 'socks5://HOST:PORT, then ssh://[USER@]HOST[:PORT], once a hop, in order',
       example: 'socks5://192.168.56.191:1080',
     },
-    password: { type: 'string', describe: 'env:NAME, the variable with the password of the proxy' },
+    password: {
+      type: 'string',
+      describe: 'Where the password of the proxy is: env:NAME or manager:TARGET',
+    },
     connector: {
       choices: ['kit', 'connect', 'ncat'],
       describe: 'What speaks SOCKS5 for ssh [default: kit]',

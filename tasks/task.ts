@@ -346,6 +346,117 @@ export function literal(value: Value): string {
   return parts.length === 1 ? `${parts[0]}` : `(${parts.join(' + ')})`
 }
 
+/** The password that `--credential` names, and the user where the Credential Manager has one. */
+export interface Credential {
+  user?: string
+  password: Secret
+}
+
+/**
+ * Takes a password from where `way` says, which is never a command line: `prompt`, `stdin`, `env:NAME`,
+ * or `manager:TARGET`, a generic credential of this user's Windows Credential Manager, as
+ * `cmdkey /generic:TARGET /user:USER /pass` asks for and stores one.
+ * @param question what a person is asked
+ */
+export async function readCredential(
+  way: string,
+  question: string,
+  ps: PowerShell = powershell,
+): Promise<Credential> {
+  const [, from, name = ''] = /^(prompt|stdin|env:(?=.)|manager:(?=.))(.*)$/s.exec(way) ?? []
+  if (from === 'manager:') return await fromManager(name, ps)
+  if (from === 'stdin' && name === '') {
+    let text = ''
+    for await (const part of process.stdin.setEncoding('utf8')) text += part
+    return { password: new Secret(text.replace(/\r?\n$/, '')) }
+  }
+  if (from === 'prompt' && name === '') {
+    if (!process.stdin.isTTY || !process.stderr.isTTY) {
+      throw new Error(
+        `Cannot ask for the ${question}: there is no terminal. Use env:NAME, stdin or ` +
+          'manager:TARGET instead of prompt',
+      )
+    }
+    const { password } = await import('@inquirer/prompts')
+    // the answer of a command alone is on standard output
+    const message = question.replace(/^./, (letter) => letter.toUpperCase())
+    return { password: new Secret(await password({ message }, { output: process.stderr })) }
+  }
+  if (from !== 'env:') {
+    throw new TypeError(
+      'Cannot take the password from the command line, which others see: it is prompt, stdin, ' +
+        'env:NAME or manager:TARGET. Example: env:PROXY_PASSWORD',
+    )
+  }
+  const value = process.env[name]
+  if (value === undefined) {
+    throw new Error(
+      `Cannot take the ${question} from the environment: there is no variable ${
+        JSON.stringify(name)
+      }. Set it, or use prompt`,
+    )
+  }
+  delete process.env[name] // programs that are started from here on do not have it
+  return { password: new Secret(value) }
+}
+
+async function fromManager(target: string, ps: PowerShell): Promise<Credential> {
+  // Windows may write down what passes between cmdlets (module logging), and this is of one use
+  const pad = randomBytes(CREDENTIAL_SIZE).toString('base64')
+  const { stdout } = await ps`
+    $target = ${target}
+    $source = ${CREDENTIAL_MANAGER}
+    $pad = ${new Secret(pad)}
+    $cannot = "Cannot take the password ""$target"" from the Credential Manager:"
+    $entry = $null
+    try {
+      if (-not ('VboxToHyperV.CredentialManager' -as [type])) { Add-Type -TypeDefinition $source }
+      $code = [VboxToHyperV.CredentialManager]::Read($target, [ref]$entry)
+    } catch {
+      if ([Environment]::OSVersion.Platform -ne 'Win32NT') { throw "$cannot only Windows has one. Use prompt or env:NAME instead" }
+      throw
+    }
+    # 1168: not there; 1312: this session has no Credential Manager, as over SSH with a key
+    if ($code -eq 1312) { throw "$cannot it is closed to this session (1312), as over SSH. Use prompt or env:NAME instead" }
+    if ($code -ne 0) { throw "$cannot it has no generic credential of that name ($code). Run, and answer its question: cmdkey /generic:""$target"" /user:NAME /pass" }
+    $key = [Convert]::FromBase64String((New-Object Net.NetworkCredential '', $pad).Password)
+    $bytes = [Text.Encoding]::Unicode.GetBytes($entry.Password)
+    if ($bytes.Length -gt $key.Length) { throw "$cannot it is too long" }
+    for ($n = 0; $n -lt $bytes.Length; $n++) { $bytes[$n] = $bytes[$n] -bxor $key[$n] }
+    [Convert]::ToBase64String($bytes)
+    [string]$entry.UserName`
+  const [answer = '', ...user] = stdout.split('\n')
+  const key = Buffer.from(pad, 'base64')
+  const bytes = Buffer.from(answer, 'base64').map((byte, index) => byte ^ (key[index] as number))
+  const password = new Secret(Buffer.from(bytes).toString('utf16le'))
+  return { ...(user.join('') && { user: user.join('') }), password }
+}
+
+/** Bytes that a generic credential has at most (wincred.h, CRED_MAX_CREDENTIAL_BLOB_SIZE). */
+const CREDENTIAL_SIZE = 5 * 512
+
+/**
+ * C# for Add-Type: what PowerShell has no cmdlet for, to read a generic credential (type 1) by CredReadW
+ * (learn.microsoft.com/windows/win32/api/wincred). Answers 0, or the error of Windows.
+ */
+export const CREDENTIAL_MANAGER = `
+using System; using System.Net; using System.Runtime.InteropServices;
+namespace VboxToHyperV { public static class CredentialManager {
+  [StructLayout(LayoutKind.Sequential)] struct Entry { public uint Flags, Type; public IntPtr Target, Comment; public long Written; public uint Size; public IntPtr Blob; public uint Persist, Count; public IntPtr Attributes, Alias, User; }
+  [DllImport("advapi32.dll", EntryPoint = "CredReadW", CharSet = CharSet.Unicode, SetLastError = true)] static extern bool CredRead(string target, uint type, uint flags, out IntPtr entry);
+  [DllImport("advapi32.dll")] static extern void CredFree(IntPtr entry);
+  public static int Read(string target, out NetworkCredential found) {
+    found = null;
+    IntPtr at;
+    if (!CredRead(target, 1, 0, out at)) return Marshal.GetLastWin32Error();
+    try {
+      Entry entry = (Entry)Marshal.PtrToStructure(at, typeof(Entry));
+      found = new NetworkCredential(Marshal.PtrToStringUni(entry.User), Marshal.PtrToStringUni(entry.Blob, (int)entry.Size / 2));
+      return 0;
+    } finally { CredFree(at); }
+  }
+} }`
+
 /** An option of a task's command: yargs' own fields, and a value for the example in its help. */
 export type Option = Options & { positional?: true; example?: string }
 

@@ -4,7 +4,7 @@ import { homedir, userInfo } from 'node:os'
 import { join } from 'node:path'
 import process from 'node:process'
 import ssh2, { type AnyAuthMethod, type ParsedKey } from 'ssh2'
-import { Secret } from '../task.ts'
+import { readCredential, type Secret } from '../task.ts'
 import type { Hop, WayOptions } from './hops.ts'
 
 export interface SignIn {
@@ -57,7 +57,7 @@ export async function signIn(hop: Hop, options: WayOptions): Promise<SignIn> {
     notes.push('the keys of the agent')
   }
   if (hop.password) {
-    const password = await options.secret(hop.password, `Password for ${hop.text}`)
+    const password = await options.secret(hop.password, `password for ${hop.text}`)
     methods.push({ type: 'password', username, password: password.reveal() })
     // a server with PAM asks for the password so
     methods.push({
@@ -96,46 +96,23 @@ async function readKey(
     if (!named || options.agent) return `not ${note}`
     throw new Error(`${hop.text}: ${note}`)
   }
-  const key = parse(await options.secret(way, `Passphrase of ${path}`))
+  const key = parse(await options.secret(way, `passphrase of ${path}`))
   if (key instanceof Error) {
     throw new Error(`${hop.text}: the passphrase of the key "${path}" is wrong`)
   }
   return key
 }
 
-/** Takes a secret from the environment, or asks for it; the same one once. */
+/** Takes a secret from where its hop says; the same one once. */
 export function secrets(): WayOptions['secret'] {
   const asked = new Map<string, Promise<Secret>>()
   return (way, what) => {
     const key = way === 'prompt' ? what : way
     let answer = asked.get(key)
-    if (!answer) asked.set(key, answer = way === 'prompt' ? ask(what) : fromEnvironment(way, what))
+    if (!answer) {
+      answer = readCredential(way, what).then(({ password }) => password)
+      asked.set(key, answer)
+    }
     return answer
   }
-}
-
-async function ask(what: string): Promise<Secret> {
-  if (!process.stdin.isTTY || !process.stderr.isTTY) {
-    throw new Error(
-      `Cannot ask for the ${what}: there is no terminal. Use env:NAME instead of prompt`,
-    )
-  }
-  const { password } = await import('@inquirer/prompts')
-  return new Secret(await password({ message: what }, { output: process.stderr }))
-}
-
-// deno-lint-ignore require-await -- fails as ask() does
-async function fromEnvironment(way: string, what: string): Promise<Secret> {
-  const name = way.slice('env:'.length)
-  const value = process.env[name]
-  if (value === undefined) {
-    throw new Error(
-      `Cannot take the ${what} from the environment: there is no variable ${
-        JSON.stringify(name)
-      }. ` +
-        'Set it, or use prompt',
-    )
-  }
-  delete process.env[name] // programs that are started from here on do not have it
-  return new Secret(value)
 }

@@ -18,9 +18,9 @@ export interface Endpoint {
 export interface Hop extends Endpoint {
   kind: 'socks5' | 'ssh'
   user?: string
-  /** Where its password comes from: `env:NAME` or `prompt`. */
+  /** Where its password comes from: `env:NAME`, `manager:TARGET` or `prompt`. */
   password?: string
-  /** Where the passphrase of its keys comes from: `env:NAME` or `prompt`. */
+  /** Where the passphrase of its keys comes from: `env:NAME`, `manager:TARGET` or `prompt`. */
   passphrase?: string
   identity?: string
   /** As it is told: `hop 2, ssh://me@jump:22`. */
@@ -37,7 +37,7 @@ export interface WayOptions {
   /** Seconds between signs of life; three that are missed end a connection. */
   keepalive: number
   agent: string | undefined
-  /** The secret that `way` names: `env:NAME` or `prompt`. */
+  /** The secret that `way` names, as readCredential takes it. */
   secret: (way: string, what: string) => Promise<Secret>
 }
 
@@ -96,8 +96,10 @@ export function parseHop(text: string, index: number): Hop {
   const known = kind === 'ssh' ? ['password', 'passphrase', 'identity'] : ['password']
   for (const [name, value] of settings) {
     if (!known.includes(name)) throw wrong(`it has no setting ${JSON.stringify(name)}`)
-    if (name !== 'identity' && !/^(env:.+|prompt)$/s.test(value)) {
-      throw wrong(`its ${name} is to be env:NAME or prompt, as others see command lines`)
+    if (name !== 'identity' && !/^(env:.+|manager:.+|prompt)$/s.test(value)) {
+      throw wrong(
+        `its ${name} is to be env:NAME, manager:TARGET or prompt, as others see command lines`,
+      )
     }
   }
   let user: string | undefined
@@ -214,7 +216,7 @@ async function throughSocks(
   // the package listens only while it shakes hands, and an error that nobody hears ends the process
   socket.on('error', () => {})
   try {
-    const password = hop.password && await secret(hop.password, `Password for ${hop.text}`)
+    const password = hop.password && await secret(hop.password, `password for ${hop.text}`)
     const { host, port } = target
     const answered = SocksClient.createConnection({
       command: 'connect',

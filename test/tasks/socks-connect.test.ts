@@ -130,7 +130,7 @@ test('takes the password from the environment alone', async () => {
       'password is wrong. Run again with --user NAME --password env:NAME\n',
   )
   const typed = await run([...args, '--password', 'changeme'], '')
-  match(typed.stderr, /^Cannot take the password from the command line, which others see\./)
+  match(typed.stderr, /^Cannot take the password from the command line, which others see:/)
   ok(!typed.stderr.includes('changeme'))
   const absent = await run([...args, '--password', 'env:NO_SUCH'], '')
   match(absent.stderr, /no variable "NO_SUCH"/)
