@@ -6,28 +6,49 @@ import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import { isIP } from 'node:net'
 import { join } from 'node:path'
-import process from 'node:process'
 import { pipeline } from 'node:stream/promises'
 import {
   command,
+  CREDENTIAL_MANAGER,
   dryRun,
   openPowerShell,
   parseHost,
   type PowerShellProcess,
+  readCredential,
   Secret,
   type Value,
 } from './task.ts'
 
-/** The way into the guest. */
+/** The way into the guest: `via`, or `vm` with `account`. */
 export interface GuestWay {
   /**
    * `ssh://[user@]host[:port]`, which the system's own ssh reaches with a key: as root, as one who may
    * sudo without a password, or as an administrator of Windows.
    */
-  via: string
+  via?: string | undefined
+  /**
+   * Name of a VM whose guest is a Windows 10 or Windows Server 2016 or later, which its Hyper-V host enters
+   * by PowerShell Direct, without a network.
+   */
+  vm?: string | undefined
+  /** An administrator of the guest, for `vm`. */
+  account?: GuestAccount | undefined
+  /**
+   * How a file comes into the guest of `vm`: by the session of PowerShell Direct, by Copy-VMFile and the
+   * Guest Service Interface, or by the first and, where that fails, the second. @default auto
+   */
+  copy?: 'auto' | 'session' | 'copy-vmfile' | undefined
+  /** The Hyper-V host of `vm`: `local`, or `ssh://[user@]host[:port]`. @default local */
+  host?: string | undefined
 }
 
-/** A PowerShell of a Windows guest that is open already, whose `via` is then only told. */
+/** An account with its password, or the name of one in Windows' Credential Manager on the Hyper-V host. */
+export type GuestAccount = { user: string; password: Secret } | { target: string }
+
+/**
+ * A PowerShell that is open already, and whose way is then only told: of the Windows guest for `via`, of the
+ * Hyper-V host for `vm`.
+ */
 export type OpenGuest = Pick<PowerShellProcess, 'using'>
 
 export interface ServeProxyOptions extends GuestWay {
@@ -56,6 +77,8 @@ export interface ServeProxyResult {
   proxy: string
   /** The program that serves it there. Empty version: not known before it is there. */
   gost: { program: string; version: string; sha256: string }
+  /** How the program came into the guest now. */
+  copied?: 'ssh' | 'session' | 'copy-vmfile'
   /** What lets the host's network in: ufw, firewalld, Windows, or none where no firewall is on. */
   firewall: string
   /** What the undo needs. */
@@ -79,7 +102,8 @@ export async function serveProxy(
   const { binary, dryRun = false } = options
   const place = check(options)
   const sha256 = binary === undefined ? '' : await digest(binary)
-  const guest = await openGuest(options.via, opened)
+  const guest = await openGuest(options, opened)
+  let copied: ServeProxyResult['copied']
   try {
     const asked: Asked = {
       ...{ mode: 'serve', dryRun, ...place, wanted: sha256, config: configuration(options, place) },
@@ -89,7 +113,9 @@ export async function serveProxy(
     if (said.state === 'upload' && dryRun) {
       said = { ...said, state: 'ok', changed: true, sha256 }
     } else if (said.state === 'upload') {
-      said = await guest.run({ ...asked, upload: await guest.upload(binary as string) })
+      const brought = await guest.upload(binary as string)
+      copied = brought.copied
+      said = await guest.run({ ...asked, upload: brought.path })
     }
     if (said.state !== 'ok') throw refusal(said, place, options, guest.family)
     return {
@@ -97,6 +123,7 @@ export async function serveProxy(
       guest: guest.family,
       proxy: `${place.address}:${place.port}`,
       gost: { program: said.program, version: said.version, sha256: said.sha256 },
+      ...(copied && { copied }),
       firewall: said.firewall,
       before: { served: said.served, allowed: said.ruleWas },
       ...place,
@@ -109,18 +136,18 @@ export async function serveProxy(
 /** Serves again what was served before {@link serveProxy}, or nothing. Does nothing a second time. */
 export async function undoServeProxy(
   result: Pick<ServeProxyResult, 'changed' | 'before' | 'address' | 'subnet' | 'port'>,
-  { via }: GuestWay,
+  way: GuestWay,
   opened?: OpenGuest,
   dryRun = false,
 ): Promise<{ changed: boolean }> {
   if (!result.changed) return { changed: false }
   const { address, subnet, port, before } = result
-  const place = check({ via, address, subnet, port })
-  const guest = await openGuest(via, opened)
+  const place = check({ ...way, address, subnet, port })
+  const guest = await openGuest(way, opened)
   try {
     const rest = { wanted: '', config: '', had: before.served, allowed: before.allowed }
     const said = await guest.run({ mode: 'undo', dryRun, ...place, ...rest })
-    if (said.state !== 'ok') throw refusal(said, place, { via, address }, guest.family)
+    if (said.state !== 'ok') throw refusal(said, place, { ...way, address }, guest.family)
     return { changed: said.changed }
   } finally {
     await guest.close()
@@ -152,6 +179,7 @@ interface Said {
     | 'ok'
     | 'upload'
     | 'broken-upload'
+    | 'not-brought'
     | 'no-systemd'
     | 'no-gost'
     | 'wrong-version'
@@ -172,7 +200,9 @@ interface Guest {
   family: 'linux' | 'windows'
   run: (asked: Asked) => Promise<Said>
   /** Brings a file into the guest, to where only who is signed in there can write. */
-  upload: (path: string) => Promise<string>
+  upload: (
+    path: string,
+  ) => Promise<{ path: string; copied: NonNullable<ServeProxyResult['copied']> }>
   close: () => Promise<void>
 }
 
@@ -196,7 +226,7 @@ function configuration({ user, password }: ServeProxyOptions, place: Place): str
 function refusal(
   { state, detail, version, program }: Said,
   { address, port }: Place,
-  { binary, via }: Pick<ServeProxyOptions, 'binary' | 'via' | 'address'>,
+  { binary, via = '' }: Pick<ServeProxyOptions, 'binary' | 'via' | 'address'>,
   guest: Guest['family'],
 ): Error {
   const cannot = `Cannot serve a proxy at ${address}:${port}:`
@@ -204,7 +234,7 @@ function refusal(
   const logs = guest === 'windows'
     ? `gost -L ${address}:${port} in the guest, to see what it says`
     : `ssh ${via.replace(/^ssh:\/\//, '')} journalctl -u vbox-to-hyperv-proxy`
-  const why: Record<Exclude<Said['state'], 'ok' | 'upload'>, string> = {
+  const why: Record<Exclude<Said['state'], 'ok' | 'upload' | 'not-brought'>, string> = {
     'broken-upload': 'the program did not arrive as it was sent. Run the same again',
     'no-systemd': 'the guest is not run by systemd. Start gost there by its own means: gost -L ' +
       `${address}:${port}`,
@@ -228,8 +258,15 @@ function refusal(
 // --- the way in ---
 
 /** A machine over SSH is Windows unless its `uname` says otherwise. */
-async function openGuest(via: string, opened?: OpenGuest): Promise<Guest> {
+async function openGuest(way: GuestWay, opened?: OpenGuest): Promise<Guest> {
+  const { via, vm, host: hyperV } = way
+  if (vm !== undefined) {
+    if (opened) return directGuest(opened, way, async () => {})
+    const shell = openPowerShell({ host: hyperV })
+    return directGuest(shell, way, shell.close)
+  }
   if (opened) return windowsGuest(opened, async () => {})
+  if (via === undefined) throw noWay()
   const host = parseHost(via)
   const args = [
     ...['-T', '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=30'],
@@ -260,36 +297,85 @@ async function openGuest(via: string, opened?: OpenGuest): Promise<Guest> {
   return windowsGuest(shell, shell.close)
 }
 
-function windowsGuest({ using }: OpenGuest, close: () => Promise<void>): Guest {
-  const file = join(import.meta.dirname as string, 'serve-proxy', 'windows.ps1')
-  const tell = async (values: Record<string, Value>, feed?: AsyncIterable<Uint8Array>) => {
-    const text = await fs.readFile(file, 'utf8')
-    // one assignment a line, so that each value is written there as a literal
-    const pieces = [...Object.keys(values).map((name) => `\n$${name} = `), `\n${text}`]
-    const ps = using({ step: 'Serve the proxy', feed })
-    const { stdout } = await ps(
-      pieces as unknown as TemplateStringsArray,
-      ...Object.values(values),
-    )
-    const line = stdout.split(/\r?\n/).findLast((text) => text.startsWith('{"'))
-    if (line !== undefined) return JSON.parse(line) as Said
-    throw new Error(
-      'Cannot serve a proxy: the script in the guest ended without an answer. Run the same again',
-    )
+/** Runs a file of this task's folder, with values before it, one assignment a line, so that each is a literal. */
+async function tell(
+  { using }: OpenGuest,
+  name: string,
+  values: Record<string, Value>,
+  feed?: AsyncIterable<Uint8Array>,
+): Promise<Said> {
+  const heads = Object.keys(values).map((name) => `\n$${name} = `)
+  const pieces = [...heads, `\n${await text(name)}`]
+  const ps = using({ step: 'Serve the proxy', feed })
+  const { stdout } = await ps(
+    pieces as unknown as TemplateStringsArray,
+    ...Object.values(values),
+  )
+  const line = stdout.split(/\r?\n/).findLast((text) => text.startsWith('{"'))
+  if (line !== undefined) return JSON.parse(line) as Said
+  throw new Error(
+    'Cannot serve a proxy: the script in the guest ended without an answer. Run the same again',
+  )
+}
+
+/** A file of this task's folder. git on Windows may have written its line ends. */
+async function text(name: string): Promise<string> {
+  const file = join(import.meta.dirname as string, 'serve-proxy', name)
+  return (await fs.readFile(file, 'utf8')).replace(/\r\n/g, '\n')
+}
+
+/** What windows.ps1 has before it. */
+function valuesOf(asked: Asked): Record<string, Value> {
+  const { mode, dryRun, had, allowed, address, port, subnet, wanted, upload, config } = asked
+  return {
+    ...{ mode, dryRun, had, ruleWas: allowed, address, port, subnet, wanted },
+    upload: upload !== undefined,
+    // it may hold a password, which Windows would write down with the script's text
+    config: config === '' ? '' : new Secret(config),
   }
+}
+
+function windowsGuest(shell: OpenGuest, close: () => Promise<void>): Guest {
   return {
     family: 'windows',
-    run: ({ mode, dryRun, had, allowed, address, port, subnet, wanted, upload, config }) =>
-      tell({
-        ...{ mode, dryRun, had, ruleWas: allowed, address, port, subnet, wanted },
-        upload: upload !== undefined,
-        // it may hold a password, which Windows would write down with the script's text
-        config: config === '' ? '' : new Secret(config),
-      }),
+    run: (asked) => tell(shell, 'windows.ps1', valuesOf(asked)),
     upload: async (path) => {
       const { size } = await fs.stat(path)
-      const said = await tell({ mode: 'upload', length: size }, createReadStream(path))
-      return said.state
+      const values = { mode: 'upload', length: size }
+      await tell(shell, 'windows.ps1', values, createReadStream(path))
+      return { path: '', copied: 'ssh' }
+    },
+    close,
+  }
+}
+
+/** The guest of a VM, by its Hyper-V host: the same script there, in a session of PowerShell Direct. */
+function directGuest(shell: OpenGuest, way: GuestWay, close: () => Promise<void>): Guest {
+  const { vm = '', account, copy = 'auto' } = way
+  const none = { user: undefined, password: undefined, target: undefined }
+  const common = async () => ({
+    ...{ vm, ...none, ...account, source: CREDENTIAL_MANAGER },
+    inside: await text('windows.ps1'),
+  })
+  return {
+    family: 'windows',
+    run: async (asked) =>
+      await tell(shell, 'direct.ps1', { ...await common(), ...valuesOf(asked) }),
+    upload: async (path) => {
+      const { size } = await fs.stat(path)
+      const values = {
+        ...await common(),
+        ...{ mode: 'upload', dryRun: false, had: false, ruleWas: false, address: '', port: 0 },
+        ...{ subnet: '', wanted: '', upload: false, config: '', length: size, copy },
+      }
+      const { state, detail } = await tell(shell, 'direct.ps1', values, createReadStream(path))
+      if (state === 'not-brought') {
+        throw new Error(
+          `Cannot bring "${path}" into the guest of "${vm}": ${detail}. Copy it there by hand, into a ` +
+            'folder of its PATH, and run again without --binary',
+        )
+      }
+      return { path: '', copied: detail === 'session' ? 'session' : 'copy-vmfile' }
     },
     close,
   }
@@ -299,9 +385,6 @@ function linuxGuest(args: string[]): Guest {
   return {
     family: 'linux',
     run: async (asked) => {
-      const file = join(import.meta.dirname as string, 'serve-proxy', 'linux.sh')
-      // git on Windows may have written its line ends
-      const text = (await fs.readFile(file, 'utf8')).replace(/\r\n/g, '\n')
       const { mode, address, subnet, port, wanted, upload = '', config } = asked
       const [dry, had, rule] = [asked.dryRun, asked.had, asked.allowed].map(Number)
       // none has a character that sh reads: check() and the guest's own mktemp see to that
@@ -310,7 +393,7 @@ function linuxGuest(args: string[]): Guest {
         `port=${port} wanted=${wanted} upload=${upload}`,
         `config=${Buffer.from(config).toString('base64')}`,
         '[ "$(id -u)" -eq 0 ] || exec sudo -n /bin/sh "$0"',
-        text,
+        await text('linux.sh'),
       ].join('\n')
       const said = await run('ssh', [...args, BY_FILE], script)
       const line = said.stdout.split(/\r?\n/).findLast((text) => text.startsWith('{"'))
@@ -327,7 +410,7 @@ function linuxGuest(args: string[]): Guest {
     upload: async (path) => {
       const said = await run('ssh', [...args, TO_FILE], createReadStream(path))
       const made = said.stdout.trim()
-      if (said.code === 0 && /^\/[\w./-]+$/.test(made)) return made
+      if (said.code === 0 && /^\/[\w./-]+$/.test(made)) return { path: made, copied: 'ssh' }
       throw new Error(
         `Cannot bring "${path}" into the guest: ${
           said.stderr.trim() || `exit code ${said.code}`
@@ -391,7 +474,34 @@ async function digest(path: string): Promise<string> {
   return hash.digest('hex')
 }
 
-function check({ address, subnet, port = 8080, user, password }: ServeProxyOptions): Place {
+function noWay(): TypeError {
+  return new TypeError(
+    'Cannot tell how the guest is reached: it is one of --via ssh://USER@HOST and, for Windows, --vm NAME ' +
+      '--guest-user Administrator. Run again with either',
+  )
+}
+
+function check(options: ServeProxyOptions): Place {
+  const { address, subnet, port = 8080, user, password, via, vm, account } = options
+  if ((via === undefined) === (vm === undefined)) throw noWay()
+  // deno-lint-ignore no-control-regex -- these are what is refused
+  const control = /[\u0000-\u001f\u007f]/
+  if (vm !== undefined && (vm.trim() === '' || vm.length > 100 || control.test(vm))) {
+    throw new TypeError(
+      `Cannot look for a VM named ${
+        JSON.stringify(vm)
+      }: a name is 1 to 100 characters and no control ` +
+        'characters. Run: Get-VM',
+    )
+  }
+  if (vm !== undefined && account === undefined) {
+    throw new TypeError(
+      `Cannot enter the guest of ${
+        JSON.stringify(vm)
+      }: PowerShell Direct needs an account of the guest. ` +
+        'Run again with --guest-user Administrator',
+    )
+  }
   const first = Number(address.split('.')[0])
   if (isIP(address) !== 4 || first === 0 || first === 127 || first >= 224) {
     throw new TypeError(
@@ -432,43 +542,28 @@ function check({ address, subnet, port = 8080, user, password }: ServeProxyOptio
 
 // --- the command line ---
 
-async function readPassword(way: string, user: string | undefined): Promise<Secret> {
-  const [, from, variable = ''] = /^(stdin|prompt|env:(.+))$/s.exec(way) ?? []
-  if (from === 'stdin') {
-    let text = ''
-    for await (const part of process.stdin.setEncoding('utf8')) text += part
-    return new Secret(text.replace(/\r?\n$/, ''))
-  }
-  if (from === 'prompt') {
-    if (!process.stdin.isTTY || !process.stderr.isTTY) {
-      throw new Error(
-        'Cannot ask for the password: there is no terminal. Run again with --credential env:NAME ' +
-          'or --credential stdin',
-      )
-    }
-    const { password } = await import('@inquirer/prompts')
-    const message = `Password that ${user} is to have at the proxy`
-    return new Secret(await password({ message }, { output: process.stderr }))
-  }
-  if (from === undefined) {
-    throw new TypeError(
-      'Cannot take the password from the command line: it is prompt, stdin or env:NAME. ' +
-        'Example: --credential env:PROXY_PASSWORD',
-    )
-  }
-  const value = process.env[variable]
-  if (value === undefined) {
-    throw new Error(
-      `Cannot take the password from the environment: there is no variable ${
-        JSON.stringify(variable)
-      }. Set it, or run again with --credential prompt`,
-    )
-  }
-  delete process.env[variable] // programs that are started from here on do not have it
-  return new Secret(value)
+type CommandLine = Omit<ServeProxyOptions, 'password' | 'account'> & {
+  credential?: string
+  guestUser?: string
+  guestCredential?: string
+  undo?: boolean
 }
 
-type CommandLine = Omit<ServeProxyOptions, 'password'> & { credential?: string; undo?: boolean }
+/** The account of the guest; its password is on no command line. */
+async function guestAccount({ vm, guestUser, guestCredential }: CommandLine): Promise<GuestWay> {
+  if (vm === undefined) {
+    if (guestUser === undefined && guestCredential === undefined) return {}
+    throw new TypeError(
+      'Cannot use an account of the guest without its VM. Run again with --vm NAME, and without --via',
+    )
+  }
+  const [, target] = /^manager:(.+)$/s.exec(guestCredential ?? '') ?? []
+  if (target !== undefined && guestUser === undefined) return { account: { target } }
+  if (!guestUser) return {}
+  const way = guestCredential ?? 'prompt'
+  const { password } = await readCredential(way, `password of ${guestUser} in the guest`)
+  return { account: { user: guestUser, password } }
+}
 
 await command(
   import.meta,
@@ -476,9 +571,27 @@ await command(
   {
     via: {
       type: 'string',
-      demandOption: true,
       describe: 'The guest: ssh://[user@]host[:port]',
       example: 'ssh://root@192.168.56.191',
+    },
+    vm: {
+      type: 'string',
+      describe: 'In place of --via: a VM whose Windows PowerShell Direct enters',
+    },
+    guestUser: { type: 'string', describe: 'An administrator of the guest, for --vm' },
+    guestCredential: {
+      type: 'string',
+      describe:
+        'Where its password comes from: prompt, stdin, env:NAME, or manager:TARGET (Windows’ ' +
+        'Credential Manager on the host, which has the user too) [default: prompt]',
+    },
+    copy: {
+      choices: ['auto', 'session', 'copy-vmfile'],
+      describe: 'How gost comes into the guest of --vm [default: auto, the session first]',
+    },
+    host: {
+      type: 'string',
+      describe: 'The Hyper-V host of --vm: local, or ssh://[user@]host[:port] [default: local]',
     },
     address: {
       type: 'string',
@@ -495,12 +608,20 @@ await command(
     user: { type: 'string', describe: 'Who uses it has to sign in so' },
     credential: {
       type: 'string',
-      describe: 'Where the password comes from: prompt, stdin or env:NAME [default: prompt]',
+      describe:
+        'Where that user’s password comes from: prompt, stdin, env:NAME or manager:TARGET [default: prompt]',
     },
     undo: { type: 'boolean', describe: 'Serve nothing there any more' },
     dryRun,
   },
-  async ({ credential, undo = false, ...options }: CommandLine) => {
+  async (given: CommandLine) => {
+    const { credential, undo = false, guestUser: _, guestCredential: __, ...rest } = given
+    if (credential === 'stdin' && given.guestCredential === 'stdin') {
+      throw new TypeError(
+        'Cannot read two passwords from standard input. Run again with --guest-credential env:NAME',
+      )
+    }
+    const options = { ...rest, ...await guestAccount(given) }
     const { user } = options
     if (undo) {
       const before = { served: false, allowed: false }
@@ -512,9 +633,11 @@ await command(
         options.dryRun,
       )
     }
-    const password = user === undefined && credential === undefined
-      ? undefined
-      : await readPassword(credential ?? 'prompt', user)
-    return await serveProxy({ ...options, password })
+    check({ ...options, ...(user !== undefined && { password: new Secret('not asked for yet') }) })
+    const account = user === undefined && credential === undefined ? {} : await readCredential(
+      credential ?? 'prompt',
+      `password that ${user ?? 'the user'} is to have at the proxy`,
+    )
+    return await serveProxy({ ...account, ...options })
   },
 )

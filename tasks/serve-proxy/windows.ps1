@@ -1,5 +1,6 @@
 # Serves a proxy in a Windows guest by gost and a scheduled task, as an administrator. Before it stand: $mode
-# (serve, undo, or upload, which reads $length bytes), $dryRun, $had and $ruleWas (undo: a proxy, and the firewall's rule, were there before),
+# (serve, undo, upload, which reads $length bytes, prepare, which says where another way is to put them, or drop,
+# which forgets them), $dryRun, $had and $ruleWas (undo: a proxy, and the firewall's rule, were there before),
 # $address, $port, $subnet, $wanted (SHA-256 of the program to use, or empty for the one on PATH), $upload
 # (whether it was put into the folder of uploads) and $config (a SecureString, or empty).
 # Answers one line of JSON: {"state": ...} with what a person is told in serve-proxy.ts.
@@ -72,13 +73,15 @@ function restore {
 function answer($state, $detail) {
   if ($state) { $result.state = $state }
   $result.detail = [string]$detail
-  if ($mode -ne 'upload' -and $state -ne 'upload' -and [IO.Directory]::Exists($uploads)) { [IO.Directory]::Delete($uploads, $true) }
+  if ($mode -notin 'upload', 'prepare' -and $state -ne 'upload' -and [IO.Directory]::Exists($uploads)) { [IO.Directory]::Delete($uploads, $true) }
   ConvertTo-Json -Compress -Depth 2 -InputObject $result
 }
 
-if ($mode -eq 'upload') {
+if ($mode -eq 'drop') { answer; return }
+if ($mode -in 'upload', 'prepare') {
   own
   $null = [IO.Directory]::CreateDirectory($uploads)
+  if ($mode -eq 'prepare') { $result.program = $uploaded; answer; return }
   $stream = [IO.File]::Create($uploaded)
   try {
     $buffer = New-Object byte[] 1048576

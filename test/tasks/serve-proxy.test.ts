@@ -14,6 +14,7 @@ import { needs } from '../needs.ts'
 import { runTask } from '../run-task.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 import { type SshHost, sshHost } from '../ssh-host.ts'
+import { analyze } from './analyze.ts'
 
 const execute = promisify(execFile)
 
@@ -509,3 +510,200 @@ onWindows('finds a Windows guest behind ssh', () =>
   }))
 
 windows.run()
+
+// --- Windows in a VM: its Hyper-V host enters it by PowerShell Direct ---
+
+const direct = suite('serveProxy by PowerShell Direct')
+const onHost = needs(direct, 'pwsh')
+
+const vm = 'Bob’s "VM"; $(calc) 桥接'
+const way = { vm, account: { user: 'admin', password: new Secret('guest’s $(id)') } }
+
+let hyperV: SimulatedHost
+let seed: string
+let id: string
+
+direct.before(async () => {
+  hyperV = await simulatedHost()
+  await hyperV.change((state) => {
+    const guest = { user: 'admin', password: 'guest’s $(id)', addresses: { '*': [address] } }
+    state.guests = { '*': { heartbeat: { polls: 0 }, ...guest } }
+  })
+  const { stdout } = await hyperV.ps`
+    $name = ${vm}
+    $null = New-VMSwitch -Name Static-NAT -SwitchType Internal
+    $vm = New-VM -Name $name -Generation 2 -NoVHD -MemoryStartupBytes 1GB -SwitchName Static-NAT
+    Start-VM -VM $vm
+    ([string]$vm.Id).ToUpperInvariant()`
+  id = stdout
+  seed = await hyperV.text()
+})
+direct.before.each(async () => {
+  await fs.writeFile(String(hyperV.env.SIMULATED_HOST), seed)
+  await fs.remove(join(hyperV.dir, 'guests'))
+  await fs.remove(`${hyperV.env.SIMULATED_HOST}.counters`)
+  await fs.remove(String(hyperV.env.SIMULATED_HOST_LOG))
+})
+direct.after.each(async () => {
+  for (const { process: number } of await tasksOf()) {
+    try {
+      process.kill(number, 'SIGKILL')
+    } catch { /* it ended by itself */ }
+  }
+})
+direct.after(() => hyperV.close())
+
+// deno-lint-ignore no-explicit-any -- the state has no type
+const tasksOf = async (): Promise<any[]> => (await hyperV.state()).guests[vm]?.windows?.tasks ?? []
+
+/** gost here, and the folder of the kit in the guest. */
+async function directPlaces(): Promise<{ binary: string; base: string }> {
+  const binary = join(hyperV.dir, 'gost ’3.exe')
+  await fs.writeFile(binary, gostForWindows('3.0.0'))
+  return { binary, base: join(hyperV.dir, 'guests', id, 'ProgramData', 'vbox-to-hyperv') }
+}
+
+const copies = async () =>
+  (await hyperV.calls()).map(({ cmdlet }) => cmdlet)
+    .filter((name) => name === 'Copy-Item' || name === 'Copy-VMFile')
+
+onHost('brings the program by the session, serves by it, and copies it only once', async () => {
+  const { binary, base } = await directPlaces()
+  const options = { ...way, address, binary, user: 'bob', password: new Secret('change’me "') }
+  const before = await hyperV.text()
+  const dry = await serveProxy({ ...options, dryRun: true }, hyperV)
+  equal(await hyperV.text(), before)
+  equal(await fs.pathExists(base), false)
+  deepEqual(await copies(), [])
+  const result = await serveProxy(options, hyperV)
+  deepEqual([dry.changed, result.changed, result.copied, result.guest], [
+    ...[true, true],
+    'session',
+    'windows',
+  ])
+  deepEqual(result.gost, {
+    program: join(base, 'proxy', 'gost.exe'),
+    version: 'gost 3.0.0 (go1.22.0 windows/amd64)',
+    sha256: hash(gostForWindows('3.0.0')),
+  })
+  const [service] = (await fs.readJson(join(base, 'proxy', 'gost.json'))).services
+  deepEqual(service.handler.auth, { username: 'bob', password: 'change’me "' })
+  equal((await tasksOf())[0].principal, 'S-1-5-18')
+  deepEqual(await copies(), ['Copy-Item'])
+  const done = await hyperV.text()
+  equal((await serveProxy(options, hyperV)).changed, false)
+  equal(await hyperV.text(), done)
+  // another port takes the program that is there
+  const second = await serveProxy({ ...options, port: 1080 }, hyperV)
+  deepEqual([second.changed, second.copied, second.before.served], [true, undefined, true])
+  deepEqual(await copies(), ['Copy-Item'])
+  for (const said of [await hyperV.text(), JSON.stringify(await hyperV.calls())]) {
+    ok(!said.includes('change’me'))
+  }
+  ok(!JSON.stringify(await hyperV.calls()).includes('guest’s'))
+  await undoServeProxy(second, way, hyperV)
+  equal((await hyperV.state()).guests[vm].windows.firewall[0].localPort[0], '8080')
+  await undoServeProxy(result, way, hyperV)
+  deepEqual(await fs.readdir(base), [])
+  deepEqual((await hyperV.state()).guests[vm].windows, { tasks: [], firewall: [] })
+  equal((await undoServeProxy(result, way, hyperV)).changed, false)
+})
+
+onHost('brings it by Copy-VMFile where the session cannot, and puts its service back', async () => {
+  const { binary, base } = await directPlaces()
+  const error = { id: 'CopyError', message: 'The session language mode is not supported.' }
+  await hyperV.change((state) => state.faults = [{ cmdlet: 'Copy-Item', error }])
+  const services = async () => (await hyperV.state()).vms[0].services
+  const before = await services()
+  const result = await serveProxy({ ...way, address, binary }, hyperV)
+  deepEqual([result.changed, result.copied], [true, 'copy-vmfile'])
+  deepEqual(await services(), before)
+  await undoServeProxy(result, way, hyperV)
+  await hyperV.change((state) => state.faults.push({ cmdlet: 'Copy-VMFile', error }))
+  await rejects(serveProxy({ ...way, address, binary }, hyperV), {
+    message: `Cannot bring "${binary}" into the guest of "${vm}": session: The session language ` +
+      'mode is not supported; copy-vmfile: The session language mode is not supported. Copy it ' +
+      'there by hand, into a folder of its PATH, and run again without --binary',
+  })
+  deepEqual(await services(), before)
+  deepEqual(await fs.readdir(base), [])
+})
+
+onHost('refuses a file that arrived as another, and leaves nothing of it', async () => {
+  const { binary, base } = await directPlaces()
+  await hyperV.change((state) => state.guests['*'].corrupts = true)
+  await rejects(
+    serveProxy({ ...way, address, binary, copy: 'session' }, hyperV),
+    /the program did not arrive as it was sent\. Run the same again$/,
+  )
+  deepEqual(await fs.readdir(base), [])
+  deepEqual(await tasksOf(), [])
+})
+
+onHost('refuses a VM that it cannot enter, each with its command', async () => {
+  const options = { ...way, address }
+  const cannot = `Cannot serve a proxy in the guest of "${vm}": `
+  const refused = async (more: object, message: string) => {
+    const before = await hyperV.text()
+    await rejects(serveProxy({ ...options, ...more }, hyperV), { message })
+    equal(await hyperV.text(), before)
+  }
+  await refused(
+    { vm: '[a*]' },
+    'Cannot serve a proxy in the guest of "[a*]": there is no such VM. Run: Get-VM',
+  )
+  const wrong = { user: 'admin', password: new Secret('x') }
+  await refused(
+    { account: wrong },
+    `${cannot}the guest does not take the account "admin": its password is wrong or empty, or it ` +
+      'has never signed in there. Run again with another --guest-user',
+  )
+  await refused(
+    { account: { target: 'guest' } },
+    `${cannot}only Windows has a Credential Manager. Run again with: --guest-user Administrator ` +
+      '--guest-credential prompt',
+  )
+  await hyperV.change((state) => state.guests['*'].os = 'Debian GNU/Linux 12')
+  await refused(
+    {},
+    `${cannot}nobody answered in the guest: its Windows has not started yet, or is older than ` +
+      'Windows 10 and Windows Server 2016, or it is no Windows. Run again with: --via ssh://USER@HOST',
+  )
+  await hyperV.change((state) => state.vms[0].state = 'Off')
+  await refused(
+    {},
+    `${cannot}it is Off, and only a guest that runs can serve. Run: Start-VM -Name ` +
+      "'Bob''’s \"VM\"; $(calc) 桥接'".replace("''’", '’’'),
+  )
+  for (const wrong of [{}, { vm, via }, { via: undefined, vm }]) {
+    await rejects(
+      serveProxy({ ...wrong, address }, hyperV),
+      /Cannot tell how the guest is reached|Cannot enter the guest of/,
+    )
+  }
+})
+
+onHost('is asked for on the command line, with the passwords in the environment', async () => {
+  const { binary } = await directPlaces()
+  const env = { ...hyperV.env, GUEST_PASSWORD: 'guest’s $(id)', PROXY_PASSWORD: 'changeme' }
+  const args = ['--vm', vm, '--guest-user', 'admin', '--guest-credential', 'env:GUEST_PASSWORD']
+  const proxy = ['--binary', binary, '--user', 'bob', '--credential', 'env:PROXY_PASSWORD']
+  const at = ['--address', address]
+  const { dir } = hyperV
+  const done = await runTask({ dir, env }, 'serve-proxy', ...args, ...at, ...proxy)
+  equal(done.code, 0, done.stderr)
+  equal(JSON.parse(done.stdout).copied, 'session')
+  ok(!`${done.stdout}${done.stderr}`.includes('changeme'))
+  const undone = await runTask({ dir, env }, 'serve-proxy', ...args, ...at, '--undo')
+  equal(undone.stdout, '{"changed":true}\n', undone.stderr)
+  deepEqual(await tasksOf(), [])
+  const none = await runTask({ dir, env }, 'serve-proxy', ...at)
+  match(none.stderr, /^Cannot tell how the guest is reached/)
+})
+
+onHost('has scripts that Windows PowerShell 5.1 reads too', async () => {
+  const folder = join(import.meta.dirname as string, '..', '..', 'tasks', 'serve-proxy')
+  deepEqual(await analyze(hyperV.ps, folder), [])
+})
+
+direct.run()
