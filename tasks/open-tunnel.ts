@@ -20,6 +20,7 @@ import {
   type WayOptions,
 } from './open-tunnel/hops.ts'
 import { knownHostsFiles } from './open-tunnel/known-hosts.ts'
+import { liveList, type Row } from './open-tunnel/list.ts'
 import { systemSsh } from './open-tunnel/system-ssh.ts'
 import { commandLine } from './task.ts'
 
@@ -62,6 +63,8 @@ export interface TunnelEvent {
    */
   event: 'open' | 'lost' | 'retry' | 'failed' | 'closed'
   detail?: string
+  /** Seconds until it is tried again, for `lost` and `retry`. */
+  again?: number
   host: string
   port: number
 }
@@ -119,8 +122,10 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<Tunnel> {
     throw fail(error)
   })
   const { port } = server.address() as { port: number }
-  const tell = (event: TunnelEvent['event'], detail?: string) =>
-    onEvent({ tunnel: name, event, ...(detail && { detail }), host: local.host, port })
+  const tell = (event: TunnelEvent['event'], detail?: string, again?: number) => {
+    const more = { ...(detail && { detail }), ...(again !== undefined && { again }) }
+    onEvent({ tunnel: name, event, ...more, host: local.host, port })
+  }
   const open = () => engine === 'ssh' ? systemSsh(hops, target, settings) : openWay(hops, settings)
   const close = async () => {
     if (stop.signal.aborted) return
@@ -147,7 +152,7 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<Tunnel> {
       const why = await (await way).lost
       if (stop.signal.aborted) return
       state = 'lost'
-      tell('lost', why)
+      tell('lost', why, 1)
       // what was under way is broken, and its program is to know at once
       for (const socket of sockets) breakOff(socket)
       const reopened = Promise.withResolvers<Way>()
@@ -168,7 +173,8 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<Tunnel> {
             reopened.reject(error)
             throw fail(error)
           }
-          tell('retry', `${(error as Error).message}. Again in ${Math.min(seconds * 2, 30)} s`)
+          const next = Math.min(seconds * 2, 30)
+          tell('retry', `${(error as Error).message}. Again in ${next} s`, next)
         }
       }
     }
@@ -221,7 +227,10 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<Tunnel> {
 }
 
 /** The same question is asked once, for all tunnels and each time that a way opens. */
-const ASKED = secrets()
+const ASKED = secrets((now) => asking(now))
+
+/** Hears when a question is on the terminal, and when it is not any more. */
+let asking: (now: boolean) => void = () => {}
 
 function parseLocal(text: string, bind: boolean): Endpoint {
   const { host, port } = /^\d+$/.test(text)
@@ -367,45 +376,43 @@ async function runCommand(command: readonly string[], tunnels: readonly Tunnel[]
   }
 }
 
-/** Keeps the tunnels open until Ctrl-C, and shows them: a live list, plain lines, or JSON. */
-async function keepOpen(
-  tunnels: readonly Tunnel[],
-  live: boolean,
+/** A tunnel before anything of it is known. */
+function rowOf({ to, name = to, local = '0' }: OpenTunnelOptions): Row {
+  const from = /^\d+$/.test(local) ? `127.0.0.1:${local}` : local
+  const count = () => ({ connections: 0, sent: 0, received: 0 })
+  return { name, from: from.replace(/:0$/, ''), to, state: 'connecting', again: 0, why: '', count }
+}
+
+/** What an event makes of its tunnel's row. */
+function follow(row: Row, { event, detail = '', again = 0, ...place }: TunnelEvent): void {
+  row.from = show(place)
+  if (event === 'open') Object.assign(row, { state: 'up', why: '' })
+  else if (event === 'failed') row.why = `A connection failed: ${detail}`
+  else if (event === 'closed') row.state = 'closed'
+  else {
+    const why = detail.replace(/\. Again in \d+ s$/, '')
+    Object.assign(row, { state: 'waiting', why, again: performance.now() + again * 1000 })
+  }
+}
+
+/** Opens them at the same time, in their order. Where one cannot be, or all are to stop, none stays. */
+async function openAll(
+  wanted: readonly OpenTunnelOptions[],
   stopped: Promise<void>,
-): Promise<void> {
-  let timer: NodeJS.Timeout | undefined
-  if (live) {
-    let lines = 0
-    const draw = () => {
-      const rows = tunnels.map(describe)
-      const width = process.stderr.columns || 80
-      const text = rows.map((row) => `\x1b[2K${row.slice(0, width - 1)}\n`).join('')
-      process.stderr.write((lines > 0 ? `\x1b[${lines}A` : '') + text)
-      lines = rows.length
-    }
-    draw()
-    timer = setInterval(draw, 500)
-  }
-  try {
-    await Promise.race([stopped, ...tunnels.map(({ ended }) => ended)])
-  } finally {
-    clearInterval(timer)
-  }
+): Promise<Tunnel[]> {
+  const opening = wanted.map(openTunnel)
+  const opened = await Promise.race([Promise.all(opening), stopped]).catch((error) => {
+    // those that are still on their way do not hold up why
+    void closeAll(opening)
+    throw error
+  })
+  if (opened) return opened
+  await closeAll(opening)
+  return []
 }
 
-function describe(tunnel: Tunnel): string {
-  const { connections, sent, received } = tunnel.count()
-  const mark = { open: '✔', lost: '…', closed: '✖' }[tunnel.state()]
-  return `${mark} ${tunnel.name}  ${show(tunnel)} -> ${tunnel.to}  ${tunnel.state()}, ` +
-    `${connections} connection${connections === 1 ? '' : 's'}, ` +
-    `${amount(sent)} sent, ${amount(received)} received`
-}
-
-function amount(bytes: number): string {
-  const power = Math.min(4, Math.max(0, Math.floor(Math.log2(Math.max(bytes, 1)) / 10)))
-  return `${(bytes / 1024 ** power).toFixed(power === 0 ? 0 : 1)} ${
-    'B KB MB GB TB'.split(' ')[power]
-  }`
+async function closeAll(opening: readonly Promise<Tunnel>[]): Promise<void> {
+  await Promise.all(opening.map((tunnel) => tunnel.then(({ close }) => close(), () => {})))
 }
 
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
@@ -421,7 +428,10 @@ async function main(given: Given): Promise<void> {
     throw new Error('Cannot run a command: none is named. Run again with --exec COMMAND ARGUMENTS')
   }
   const live = !json && !check && !exec && process.stderr.isTTY
+  const rows = new Map<string, Row>()
   const onEvent = (event: TunnelEvent) => {
+    const row = rows.get(event.tunnel)
+    if (row) follow(row, event)
     if (json && !exec) console.log(JSON.stringify(event))
     else if (!live && !check && (!exec || event.event !== 'open' && event.event !== 'closed')) {
       const { tunnel, detail } = event
@@ -431,18 +441,21 @@ async function main(given: Given): Promise<void> {
   const wanted: OpenTunnelOptions[] = to === undefined
     ? await readConfig(config as string)
     : [{ to, via, local, bind }]
-  const tunnels: Tunnel[] = []
+  for (const one of wanted) rows.set(one.name ?? one.to, rowOf(one))
+  let tunnels: Tunnel[] = []
   const stopped = new Promise<void>((resolve) => {
     // a second Ctrl-C does not wait for anything
     if (!exec) { for (const signal of SIGNALS) process.once(signal, () => resolve()) }
   })
+  const list = live ? liveList([...rows.values()], process.stderr) : undefined
+  if (list) asking = list.hush
   try {
-    for (const one of wanted) {
-      const opening = openTunnel({ ...common, ...one, onEvent })
-      const opened = await Promise.race([opening, stopped])
-      tunnels.push(opened ?? await opening)
-      if (!opened) return
+    tunnels = await openAll(wanted.map((one) => ({ ...common, ...one, onEvent })), stopped)
+    for (const { name, count } of tunnels) {
+      const row = rows.get(name)
+      if (row) row.count = count
     }
+    if (tunnels.length === 0) return
     if (check) {
       const told = []
       for (const tunnel of tunnels) {
@@ -451,9 +464,10 @@ async function main(given: Given): Promise<void> {
       }
       console.log(JSON.stringify({ tunnels: told }))
     } else if (exec) process.exitCode = await runCommand(command, tunnels)
-    else await keepOpen(tunnels, live, stopped)
+    else await Promise.race([stopped, ...tunnels.map(({ ended }) => ended)])
   } finally {
     await Promise.all(tunnels.map((tunnel) => tunnel.close()))
+    list?.close()
   }
 }
 

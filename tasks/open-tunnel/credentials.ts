@@ -103,14 +103,27 @@ async function readKey(
   return key
 }
 
-/** Takes a secret from where its hop says; the same one once. */
-export function secrets(): WayOptions['secret'] {
+/**
+ * Takes a secret from where its hop says; the same one once, and one question after the other.
+ * @param asking hears when a question is on the terminal, and when it is not any more
+ */
+export function secrets(asking: (now: boolean) => void = () => {}): WayOptions['secret'] {
   const asked = new Map<string, Promise<Secret>>()
+  let last: Promise<unknown> = Promise.resolve()
+  const take = async (way: string, what: string) => {
+    if (way === 'prompt') asking(true)
+    try {
+      return (await readCredential(way, what)).password
+    } finally {
+      if (way === 'prompt') asking(false)
+    }
+  }
   return (way, what) => {
     const key = way === 'prompt' ? what : way
     let answer = asked.get(key)
     if (!answer) {
-      answer = readCredential(way, what).then(({ password }) => password)
+      answer = last.then(() => take(way, what))
+      last = answer.catch(() => {})
       asked.set(key, answer)
     }
     return answer

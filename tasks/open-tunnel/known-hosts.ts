@@ -84,8 +84,10 @@ export async function remember(
   const before = await readFile(file).catch(() => Buffer.alloc(0))
   // a last line without its end would take this one in
   const start = before.length > 0 && before.at(-1) !== 10 ? '\n' : ''
-  const line = `${start}${hostName(host, port)} ${keyType(key)} ${key.toString('base64')}\n`
-  await appendFile(file, line, { mode: 0o600 })
+  const line = `${hostName(host, port)} ${keyType(key)} ${key.toString('base64')}\n`
+  // another tunnel may have come through the same host meanwhile
+  if (`\n${before}`.includes(`\n${line}`)) return
+  await appendFile(file, `${start}${line}`, { mode: 0o600 })
 }
 
 /** As `ssh-keygen -l` writes it. */
