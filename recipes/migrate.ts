@@ -17,15 +17,9 @@ import {
 } from '../tasks/set-guest-ip.ts'
 import type { StartVmResult } from '../tasks/start-vm.ts'
 import { guardOptions, readGuard } from '../tasks/guard.ts'
-import {
-  commandLine,
-  dryRun,
-  onWindows,
-  type Option,
-  parseHost,
-  type PowerShell,
-} from '../tasks/task.ts'
+import { commandLine, dryRun, onWindows, type Option, parseHost } from '../tasks/task.ts'
 import { beginBundle, BUNDLE, bundleState, finishBundle, removeBundle } from './run/bundle.ts'
+import { cutOffMaking, findOut, isSince, madeIn, sizeThere } from './run/cut-off.ts'
 import { checkElevation, converse, elevate, elevateOptions, offerElevation } from './run/elevate.ts'
 import { freeSpace, type Host, localFolder, openHost } from './run/host.ts'
 import { beginJournal, readJournals, record, stateFolder } from './run/journal.ts'
@@ -44,7 +38,15 @@ import { prepareSource } from './run/prepare.ts'
 import { describeProgress, logOption, measure, type Screen, terminal } from './run/screen.ts'
 import { removeStage } from './run/send-disk.ts'
 import { refuseTwins } from './run/twins.ts'
-import { perform, powershellFor, type Progress, scriptOf, type StepResult } from './run/steps.ts'
+import {
+  completed,
+  foresee,
+  perform,
+  powershellFor,
+  type Progress,
+  scriptOf,
+  type StepResult,
+} from './run/steps.ts'
 
 export interface MigrateOptions extends Omit<Wishes, 'memory'> {
   /** A VirtualBox VM by name, a `.vbox`, `.ova` or `.ovf`, or disk images. @default asks, or the demo VM */
@@ -291,6 +293,7 @@ async function checkReach(plan: Plan, { ps, here }: Host, state: string): Promis
     throw new Error('Cannot check the host: the plan does not begin so')
   }
   const before = (await readJournals(state)).findLast(({ plan: { key } }) => key === plan.key)
+  const cutOff = before !== undefined && cutOffMaking(before)
   const remote = plan.target.kind === 'ssh'
   const made: { step: Step; path: string; size: number; own: boolean }[] = []
   let arrived = 0
@@ -305,7 +308,11 @@ async function checkReach(plan: Plan, { ps, here }: Host, state: string): Promis
     const prepared = step.id.replace(/^[a-z]+-disk/, 'prepare-guest')
     const changed = [...before?.done.map((done) => done.step) ?? [], ...before?.unfinished ?? []]
       .includes(prepared)
-    const whole = (result?.fileSize ?? result?.size) === size
+    const begun = before?.unfinished.includes(step.id) ? before.begun[step.id] : undefined
+    const whole = result !== undefined
+      ? (result.fileSize ?? result.size) === size
+      // it is there under its name whole or not at all, and was not there when the run began with it
+      : begun !== undefined && (step.task === 'send-disk' || await isSince(await here(path), begun))
     const own = before?.outcome !== 'done' && (whole || (changed && result !== undefined))
     if (size !== undefined) made.push({ step, path, size, own })
     if (remote && step.task === 'convert-disk') continue
@@ -314,7 +321,7 @@ async function checkReach(plan: Plan, { ps, here }: Host, state: string): Promis
   }
   // what an earlier run wrote needs no space again
   const space = Math.max(0, (check.options.space ?? 0) - arrived)
-  const found = await checkHost({ ...check.options, space }, ps) as CheckHostResult
+  const found = await checkHost({ ...check.options, space, cutOff }, ps) as CheckHostResult
   plan.notes.push(...found.notes)
   const refusals = [...found.refusals]
   for (const step of plan.steps) {
@@ -347,14 +354,6 @@ async function checkStage(plan: Plan, stage: string): Promise<string[]> {
     `Cannot convert the disks in "${stage}": they need ${size(all)}, and ${size(free)} are free. ` +
     'Name a folder on another volume by --state DIR',
   ]
-}
-
-/** The size of a file on the host; undefined when there is none. */
-async function sizeThere(path: string, ps: PowerShell): Promise<number | undefined> {
-  const { stdout } = await ps`
-    $path = ${path}
-    if (Test-Path -LiteralPath $path) { [string](Get-Item -LiteralPath $path -Force).Length }`
-  return stdout === '' ? undefined : Number(stdout)
 }
 
 /** Asks every step what it would change, and changes nothing. */
@@ -392,24 +391,44 @@ async function run(
   const stage = plan.target.kind === 'ssh' ? plan.target.stage : undefined
   const journal = await beginJournal(state, plan)
   const results = new Map<string, StepResult>()
+  const made = madeIn(journal)
+  const cutOff = cutOffMaking(journal)
+  const placed = async (step: Step): Promise<Step> => {
+    if (step.task !== 'convert-disk') return step
+    const to = dir ? join(dir, step.options.to) : await (host as Host).here(step.options.to)
+    return { ...step, options: { ...step.options, to } }
+  }
   const work = async (step: Step, onProgress: (progress: Progress) => void) => {
-    if (step.already) return { changed: false }
+    const begun = journal.unfinished.includes(step.id) ? journal.begun[step.id] : undefined
+    if (step.already) {
+      const found = begun &&
+        await findOut(await placed(step), begun, { ps: powershellFor(host, step) })
+      if (found) await record(journal.file, { entry: 'done', step: step.id, result: found })
+      return { changed: false }
+    }
     if (step.task === 'start-vm') {
       // it may have been started again while the disks were converted
       const [twin] = await refuseTwins(plan)
       if (twin !== undefined) throw new Error(twin)
     }
-    let call: Step = step
-    if (step.task === 'convert-disk') {
-      const to = dir ? join(dir, step.options.to) : await (host as Host).here(step.options.to)
+    let call = await placed(step)
+    if (call.task === 'convert-disk') {
       // a bundle's folder and one for disks on their way are known to be this plan's own by now
       const force = dir !== undefined || stage !== undefined
-      call = { ...step, options: { ...step.options, to, force } }
+      call = { ...call, options: { ...call.options, force } }
     }
-    await record(journal.file, { entry: 'started', step: step.id })
+    if (cutOff && (call.task === 'create-vm' || call.task === 'check-host')) {
+      call = { ...call, options: { ...call.options, cutOff } } as Step
+    }
     const ps = powershellFor(host, step)
     const here = plan.target.kind === 'local' && onWindows() ? ps : undefined
-    const result = await perform(call, { ps, host, here, signal, onProgress, credential })
+    const tools = { ps, host, here, signal, onProgress, credential }
+    const before = begun?.expected
+    const expected = before ?? await foresee(call, tools, made)
+    await record(journal.file, { entry: 'started', step: step.id, ...(expected && { expected }) })
+    const answer = await perform(call, tools)
+    const result = before ? completed(before, answer) : answer
+    if (result.changed && result.before === undefined) made.add(step.task)
     await record(journal.file, { entry: 'done', step: step.id, result })
     return result
   }

@@ -1,11 +1,12 @@
 #!/usr/bin/env zx
 /** Take back what a run changed, the last step first. */
 import { Listr } from 'listr2'
-import { resolve } from 'node:path'
+import { join, resolve } from 'node:path'
 import process from 'node:process'
-import { type GuardOptions, guardOptions, readGuard } from '../tasks/guard.ts'
+import { type GuardOptions, guardOptions, readGuard, undoPending } from '../tasks/guard.ts'
 import { commandLine, dryRun, type Option } from '../tasks/task.ts'
 import { removeBundle } from './run/bundle.ts'
+import { type Begun, findOut, isWithin, madeIn } from './run/cut-off.ts'
 import { converse, elevate, elevateOptions, offerElevation } from './run/elevate.ts'
 import { type Host, openHost } from './run/host.ts'
 import { type Journal, readJournals, record, stateFolder } from './run/journal.ts'
@@ -44,21 +45,26 @@ export async function undo(
 ): Promise<'done' | 'same' | 'dry-run' | 'declined'> {
   const journal = choose(await readJournals(state), run, state)
   const { plan } = journal
-  const steps = journal.done.filter(({ result }) => result.changed).reverse().flatMap((done) => {
-    const step = plan.steps.find(({ id }) => id === done.step)
-    return step?.undo ? [{ step, result: done.result }] : []
-  })
+  const steps = toTakeBack(journal)
   screen({ event: 'note', text: describe(journal, steps) })
   if (dryRun) return 'dry-run'
   if (steps.length > 0 && agree && !await agree(journal)) return 'declined'
   const { target } = plan
   const asked = target.kind === 'ssh' ? target.url : target.kind === 'local' ? 'local' : undefined
+  const placed = async (step: Step): Promise<Step> => {
+    if (step.task !== 'convert-disk') return step
+    const { to } = step.options
+    const path = target.kind === 'bundle'
+      ? join(resolve(target.dir), to)
+      : await host?.here(to) ?? to
+    return { ...step, options: { ...step.options, to: path } }
+  }
   const partials = plan.steps.flatMap((step) =>
     step.task === 'send-disk' && journal.unfinished.includes(step.id) ? [step.options.to] : []
   )
   const host = asked !== undefined && steps.length + partials.length > 0 ? open(asked) : undefined
   const list = new Listr<object, 'default' | 'silent'>(
-    steps.map(({ step, result }) => ({
+    steps.map(({ step, result, begun }) => ({
       title: sentence(step),
       task: async () => {
         const { id } = step
@@ -67,7 +73,9 @@ export async function undo(
         say('started')
         try {
           const ps = powershellFor(host, { ...step, title: sentence(step) })
-          await takeBack(step.task, result, { ps, guard })
+          if (begun && step.task === 'create-switch') await undoPending(ps)
+          const found = result ?? (begun && await findOut(await placed(step), begun, { ps }))
+          if (found) await takeBack(step.task, found, { ps, guard })
         } catch (error) {
           say('failed')
           throw error
@@ -96,10 +104,37 @@ export async function undo(
   return outcome
 }
 
+interface Change {
+  step: Step
+  /** What it answered. */
+  result?: StepResult
+  /** Where it was cut off before it answered. */
+  begun?: Begun
+}
+
+/** What a run changed, or may have changed where it was cut off; the last first. */
+function toTakeBack(journal: Journal): Change[] {
+  const { plan, done, unfinished, begun } = journal
+  const made = madeIn(journal)
+  return plan.steps.flatMap((step): Change[] => {
+    if (!step.undo) return []
+    const known = done.filter((each) => each.step === step.id && each.result.changed)
+    const at = begun[step.id]
+    const may = unfinished.includes(step.id) && at !== undefined && !isWithin(step, made)
+    const cut = may && (at.expected?.changed || isFile(step)) ? [{ step, begun: at }] : []
+    return [...known.map(({ result }) => ({ step, result })), ...cut]
+  }).reverse()
+}
+
+/** Whether a step writes a file, which is there whole or not at all. */
+function isFile({ task }: Step): boolean {
+  return task === 'convert-disk' || task === 'send-disk'
+}
+
 function choose(journals: Journal[], run: string, state: string): Journal {
   const found = run === 'last'
-    ? journals.findLast(({ done, outcome }) =>
-      outcome !== 'undone' && done.some(({ result }) => result.changed)
+    ? journals.findLast(({ done, unfinished, outcome }) =>
+      outcome !== 'undone' && (unfinished.length > 0 || done.some(({ result }) => result.changed))
     )
     : journals.find((journal) => journal.run === run)
   if (found) return found
@@ -110,17 +145,17 @@ function choose(journals: Journal[], run: string, state: string): Journal {
   )
 }
 
-function describe(journal: Journal, steps: { step: Step; result: StepResult }[]): string {
-  const { run, unfinished } = journal
+function describe({ run, plan, unfinished, begun }: Journal, steps: Change[]): string {
   return [
     `Take back the run ${run}`,
-    ...steps.map(({ step }, index) => `${String(index + 1).padStart(2)}. ${sentence(step)}`),
+    ...steps.map(({ step, begun }, index) =>
+      `${String(index + 1).padStart(2)}. ${sentence(step)}${begun ? ', which was cut off' : ''}`
+    ),
     ...(steps.length ? [] : ['It changed nothing.']),
-    // a step that was cut off may or may not have changed something, and has left no note of how it was
-    ...unfinished.map((id) => {
-      const title = journal.plan.steps.find((step) => step.id === id)?.title ?? id
-      return `Not known to be done, look yourself: ${title}`
-    }),
+    // of an older kit's run that was cut off nothing says how it was before
+    ...plan.steps.filter(({ id, undo }) => undo && unfinished.includes(id) && !begun[id]).map(
+      ({ title }) => `Not known to be done, look yourself: ${title}`,
+    ),
     '',
   ].join('\n')
 }

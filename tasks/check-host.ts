@@ -31,6 +31,8 @@ export interface CheckHostOptions {
   mac?: readonly string[] | undefined
   /** Whether the VM is to run hypervisors of its own. @default false */
   nested?: boolean | undefined
+  /** As of create-vm: what is left of a VM that was being made is none. @default false */
+  cutOff?: boolean | undefined
   /** Bytes that the run writes to `storage`. */
   space?: number | undefined
   /** Folder on the host. @default the host's folder for virtual hard disks */
@@ -103,7 +105,7 @@ export async function checkHost(
 ): Promise<CheckHostResult> {
   throwIfUnusable(options)
   const { vm, cpus, memory, disk = [], external, adapter, share, internal } = options
-  const { nat, mac = [], nested = false, space, storage } = options
+  const { nat, mac = [], nested = false, cutOff = false, space, storage } = options
   const { address, length, network } = options.hostIp === undefined
     ? {} as Partial<ReturnType<typeof cidr>>
     : cidr(options.hostIp)
@@ -123,6 +125,7 @@ export async function checkHost(
     $nat = ${nat}
     $macs = ${macs}
     $nested = ${nested}
+    $cutOff = ${cutOff}
     $space = ${space}
     $storage = ${storage}
 
@@ -274,7 +277,10 @@ export async function checkHost(
     }
     $folder = $storage
     if ($null -eq $folder -and $null -ne $vmHost) { $folder = [string]$vmHost.VirtualHardDiskPath }
-    if ($found.Count -eq 1) {
+    # what is left of a run that was cut off is made anew, as create-vm knows it
+    $isRest = $found.Count -eq 1 -and [string]$found[0].State -eq 'Off' -and
+      ($found[0].Notes -eq 'Being made by vbox-to-hyperv' -or ($cutOff -and -not $found[0].Notes -and @(Get-VMHardDiskDrive -VM $found[0]).Count -eq 0))
+    if ($found.Count -eq 1 -and -not $isRest) {
       $vm = [ordered]@{
         id = [string]$found[0].Id
         state = [string]$found[0].State

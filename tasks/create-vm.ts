@@ -29,6 +29,11 @@ export interface CreateVmOptions {
   path?: string | undefined
   /** Notes of a new VM. @default none */
   notes?: string | undefined
+  /**
+   * An earlier call was cut off before it answered, and there was no such VM before: one without disks is
+   * what is left of it, and is made anew. @default false
+   */
+  cutOff?: boolean | undefined
   /** @default false */
   dryRun?: boolean | undefined
 }
@@ -81,6 +86,7 @@ export async function createVm(
     secureBoot,
     path,
     notes = '',
+    cutOff = false,
     dryRun = false,
   }: CreateVmOptions,
   ps = powershell,
@@ -113,6 +119,7 @@ export async function createVm(
     $secureBoot = ${secureBoot}
     $path = ${path}
     $notes = ${notes}
+    $cutOff = ${cutOff}
     $dryRun = ${dryRun}
     $cannot = "Cannot make the VM ""$name"":"
     $typed = [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent([WildcardPattern]::Escape($name))
@@ -148,7 +155,9 @@ export async function createVm(
     $vm = $found | Select-Object -First 1
     # what is left of a run that was killed in the middle
     $rest = $null
-    if ($vm -and $vm.Notes -eq $unfinished -and [string]$vm.State -eq 'Off') { $rest = $vm; $vm = $null }
+    # the mark comes a moment after the VM
+    $marked = $vm -and ($vm.Notes -eq $unfinished -or ($cutOff -and -not $vm.Notes -and @(Get-VMHardDiskDrive -VM $vm).Count -eq 0))
+    if ($marked -and [string]$vm.State -eq 'Off') { $rest = $vm; $vm = $null }
     $disks = @($disk | ForEach-Object { fullPath $_ })
 
     if ($vm) {
@@ -272,6 +281,8 @@ export async function createVm(
       return
     }
 
+    # by which a run that was killed can be taken back
+    if ($rest) { $result.id = [string]$rest.Id }
     if ($null -eq $cpus) { $result.cpus = [Math]::Min(2, $server.LogicalProcessorCount) }
     if ($null -eq $memory) { $result.memory = 2GB }
     if ($null -eq $secureBoot) { $result.secureBoot = 'off' }

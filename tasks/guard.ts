@@ -115,6 +115,17 @@ export async function guarded<R extends { changed: boolean; notes: string[] }>(
   return { ...result, notes: [...told, ...result.notes] }
 }
 
+/**
+ * Takes back now what guards of runs that were cut off would take back in their time, and removes what is
+ * left of them.
+ */
+export async function undoPending(ps: PowerShell): Promise<void> {
+  await ps`
+    $folder = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv')
+    if (-not [IO.Directory]::Exists($folder)) { return }
+    foreach ($pending in [IO.Directory]::GetFiles($folder, 'guard-*.ps1')) { & ([ScriptBlock]::Create([IO.File]::ReadAllText($pending))) -Now }`
+}
+
 function checkGuard({ revertAfter = 60, probe = [] }: GuardOptions): void {
   if (!Number.isInteger(revertAfter) || revertAfter < 5 || revertAfter > 3600) {
     throw new RangeError(

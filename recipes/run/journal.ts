@@ -10,7 +10,8 @@ import type { Plan, StepResult } from './plan.ts'
 /** One line of a journal. Times are ISO 8601, UTC. */
 export type JournalEntry =
   | { entry: 'plan'; time: string; plan: Plan }
-  | { entry: 'started' | 'undone'; time: string; step: string }
+  | { entry: 'started'; time: string; step: string; expected?: StepResult }
+  | { entry: 'undone'; time: string; step: string }
   | { entry: 'done'; time: string; step: string; result: StepResult }
   | { entry: 'end'; time: string; outcome: 'done' | 'failed' | 'stopped' | 'undone' }
 
@@ -23,6 +24,11 @@ export interface Journal {
   done: { step: string; result: StepResult }[]
   /** Steps that were begun and of which nothing more is known. */
   unfinished: string[]
+  /**
+   * When each of these was begun first, and what it said then that it would change: what was so before
+   * is known of a step that was cut off, too.
+   */
+  begun: Record<string, { time: string; expected?: StepResult }>
   /** The steps that were done and then taken back. */
   undone: string[]
   /** When its first and its last entry were written: ISO 8601, UTC. */
@@ -97,16 +103,21 @@ async function readJournal(file: string): Promise<Journal | undefined> {
       else {
         const run = file.replace(/^.*[\\/]|\.jsonl$/g, '')
         const { time } = entry
-        const nothing = { done: [], unfinished: [], undone: [], outcome: undefined }
+        const nothing = { done: [], unfinished: [], begun: {}, undone: [], outcome: undefined }
         journal = { run, file, plan, ...nothing, began: time, last: time }
       }
     } else if (journal === undefined) {
       throw new Error(`Cannot read the journal "${file}": it does not begin with a plan`)
-    } else if (entry.entry === 'started') journal.unfinished.push(entry.step)
-    else if (entry.entry === 'end') journal.outcome = entry.outcome
+    } else if (entry.entry === 'started') {
+      const { step, time, expected } = entry
+      journal.unfinished.push(step)
+      // begun again, it sees what was changed the first time
+      journal.begun[step] ??= { time, ...(expected && { expected }) }
+    } else if (entry.entry === 'end') journal.outcome = entry.outcome
     else {
       journal.unfinished = journal.unfinished.filter((step) => step !== entry.step)
       journal.undone = journal.undone.filter((step) => step !== entry.step)
+      delete journal.begun[entry.step]
       if (entry.entry === 'done') journal.done.push({ step: entry.step, result: entry.result })
       else {
         journal.done = journal.done.filter(({ step }) => step !== entry.step)

@@ -150,6 +150,41 @@ export async function perform(call: Call, tools: Tools, dryRun = false): Promise
   return { changed: false, ...await run({ ...call.options, dryRun }, tools) }
 }
 
+/**
+ * What a step of a run is going to change, asked before it does: an answer that is lost, with a process or a
+ * connection, is not missed then. Undefined where that says nothing: a file is there whole or not at all,
+ * and what is changed in a VM or a disk that the run has made itself goes with it.
+ */
+export async function foresee(
+  call: Call,
+  tools: Tools,
+  made: ReadonlySet<TaskName>,
+): Promise<StepResult | undefined> {
+  const { undo } = tasks[call.task] as unknown as Task<object, object>
+  const within = WITHIN[call.task] ?? []
+  if (!undo || ['convert-disk', 'send-disk'].includes(call.task)) return undefined
+  if (within.some((name) => made.has(name))) return undefined
+  return await perform(call, tools, true)
+}
+
+/** What a step changes something in: made by the run, it is taken back with it. */
+export const WITHIN: Partial<Record<TaskName, readonly TaskName[]>> = {
+  'prepare-guest': ['convert-disk', 'send-disk', 'place-disk'],
+  'set-hardware': ['create-vm'],
+  'attach-adapter': ['create-vm'],
+  'enable-nested': ['create-vm'],
+}
+
+/**
+ * What a step changed that was cut off and has been asked again: what is there is as it is told now, what
+ * was there before as it was told before the first change.
+ */
+export function completed(expected: StepResult, now: StepResult): StepResult {
+  if (!expected.changed) return now
+  const known = Object.entries(now).filter(([, value]) => value !== null && value !== undefined)
+  return { ...expected, ...Object.fromEntries(known), before: expected.before, changed: true }
+}
+
 /** Takes back what a step changed; a task that only reads has nothing to take back. */
 export async function takeBack(name: TaskName, result: StepResult, tools: Tools): Promise<void> {
   const { undo } = tasks[name] as unknown as Task<object, object>
