@@ -277,7 +277,12 @@ async function openSsh(sock: Duplex, hop: Hop, options: WayOptions): Promise<ssh
   let refusal: Error | undefined
   try {
     const known = await knownKeys(knownHosts, hop.host, hop.port)
-    const { username, methods, notes } = await signIn(hop, options)
+    const { username, methods, notes } = await signIn(hop, options).catch((error) => {
+      const { message } = error as Error
+      throw message.includes(hop.text)
+        ? error
+        : new Error(`${hop.text}: ${message}`, { cause: error })
+    })
     const client = new ssh2.Client()
     let banner = ''
     const ready = new Promise<void>((resolve, reject) => {

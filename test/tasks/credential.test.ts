@@ -115,6 +115,12 @@ elsewhere('signs in at a proxy by it on the command line, and through a tunnel',
       `${proxy.port}`,
     )
     equal(connected.code, 0, connected.stderr)
+    const ssh = ['--via', `ssh://me@${proxy.address}?password=manager:none`, ...way.slice(2)]
+    const lacking = await runTask({ dir, env }, 'open-tunnel', ...ssh)
+    match(
+      lacking.stderr,
+      /^Cannot open the tunnel "[^"]+": hop 1, ssh:[^ ]+: Cannot take the password "none" from the/,
+    )
     const none = await runTask({ dir, env }, 'check-proxy', ...args.slice(0, 3), 'manager:none')
     match(none.stderr, /^Cannot take the password "none" from the Credential Manager/)
   } finally {
