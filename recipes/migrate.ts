@@ -23,6 +23,7 @@ import { cutOffMaking, findOut, isSince, madeIn, sizeThere } from './run/cut-off
 import { checkElevation, converse, elevate, elevateOptions, offerElevation } from './run/elevate.ts'
 import { freeSpace, type Host, localFolder, openHost } from './run/host.ts'
 import { beginJournal, readJournals, record, stateFolder } from './run/journal.ts'
+import { lock, locksOf } from './run/lock.ts'
 import {
   type Disks,
   makePlan,
@@ -140,17 +141,24 @@ export async function migrate(options: MigrateOptions, tools: MigrateTools): Pro
     for (const step of plan.steps) {
       if (step.where === 'host') await scriptOf(step).catch(({ message }) => refusals.push(message))
     }
-    if (target.kind === 'bundle') refusals.push(...await checkBundle(plan, target.dir))
-    else {
-      refusals.push(
-        ...await checkReach(plan, host as Host, state).catch(({ message }) => [message]),
-      )
+    const release = options.dryRun
+      ? undefined
+      : await lock(state, locksOf(plan), `the migration of "${plan.source.name}"`)
+    try {
+      if (target.kind === 'bundle') refusals.push(...await checkBundle(plan, target.dir))
+      else {
+        refusals.push(
+          ...await checkReach(plan, host as Host, state).catch(({ message }) => [message]),
+        )
+      }
+      screen({ event: 'plan', plan, refusals })
+      if (refusals.length > 0) throw new Error([...new Set(refusals)].join('\n'))
+      if (options.dryRun) return await rehearse(plan, host, tools)
+      if (tools.agree && !await tools.agree(plan)) return 'declined'
+      return await run(plan, host, { ...tools, signal, state })
+    } finally {
+      await release?.()
     }
-    screen({ event: 'plan', plan, refusals })
-    if (refusals.length > 0) throw new Error([...new Set(refusals)].join('\n'))
-    if (options.dryRun) return await rehearse(plan, host, tools)
-    if (tools.agree && !await tools.agree(plan)) return 'declined'
-    return await run(plan, host, { ...tools, signal, state })
   } finally {
     await asked?.close()
   }

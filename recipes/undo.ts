@@ -10,6 +10,7 @@ import { type Begun, findOut, isWithin, madeIn } from './run/cut-off.ts'
 import { converse, elevate, elevateOptions, offerElevation } from './run/elevate.ts'
 import { type Host, openHost } from './run/host.ts'
 import { type Journal, readJournals, record, stateFolder } from './run/journal.ts'
+import { lock, locksOf } from './run/lock.ts'
 import type { Step, StepResult } from './run/plan.ts'
 import { logOption, type Screen, terminal } from './run/screen.ts'
 import { removePartial, removeStage } from './run/send-disk.ts'
@@ -62,6 +63,7 @@ export async function undo(
   const partials = plan.steps.flatMap((step) =>
     step.task === 'send-disk' && journal.unfinished.includes(step.id) ? [step.options.to] : []
   )
+  const release = await lock(state, locksOf(plan), `the undo of the run ${journal.run}`)
   const host = asked !== undefined && steps.length + partials.length > 0 ? open(asked) : undefined
   const list = new Listr<object, 'default' | 'silent'>(
     steps.map(({ step, result, begun }) => ({
@@ -93,12 +95,13 @@ export async function undo(
   try {
     await list.run()
     for (const to of partials) await removePartial(to, (host as Host).ps)
+    if (target.kind === 'bundle') await removeBundle(resolve(target.dir))
+    if (target.kind === 'ssh') await removeStage(target.stage)
+    await record(journal.file, { entry: 'end', outcome: 'undone' })
   } finally {
     await host?.close()
+    await release()
   }
-  if (target.kind === 'bundle') await removeBundle(resolve(target.dir))
-  if (target.kind === 'ssh') await removeStage(target.stage)
-  await record(journal.file, { entry: 'end', outcome: 'undone' })
   const outcome = steps.length ? 'done' : 'same'
   screen({ event: 'end', outcome, next: [`The run ${journal.run} is taken back.`] })
   return outcome

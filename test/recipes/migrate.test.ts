@@ -78,6 +78,31 @@ bundles('changes nothing the second time, and says so', async ({ dir, state }) =
   deepEqual(await tree(join(dir, 'b')), before)
 })
 
+bundles('refuses what another run is at work on, and names that', async ({ dir, state }) => {
+  const { ova } = await demo('bios', dir)
+  const options = { source: [ova], state }
+  let second = ''
+  const outcome = await migrate({ ...options, to: `bundle:${join(dir, 'b')}` }, {
+    screen: () => {},
+    agree: async () => {
+      second = await failure({ ...options, to: `bundle:${join(dir, 'other')}` })
+      // looking is free
+      equal(
+        (await run({ ...options, to: `bundle:${join(dir, 'c')}`, dryRun: true })).outcome,
+        'dry-run',
+      )
+      return true
+    },
+  })
+  equal(outcome, 'done')
+  match(
+    second,
+    /^Cannot work on the VM "[^"]+": the migration of "[^"]+" has it \(process \d+, since /,
+  )
+  equal(await fs.pathExists(join(dir, 'other')), false)
+  equal((await run({ ...options, to: `bundle:${join(dir, 'other')}` })).outcome, 'done')
+})
+
 bundles('makes a damaged bundle whole again', async ({ dir, state }) => {
   const { ova } = await demo('bios', dir)
   const options = { source: [ova], to: `bundle:${join(dir, 'b')}`, state }
