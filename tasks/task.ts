@@ -9,7 +9,7 @@ import { existsSync, lstatSync, mkdirSync } from 'node:fs'
 import { join, relative, resolve } from 'node:path'
 import process from 'node:process'
 import { promisify } from 'node:util'
-import yargs, { type Options } from 'yargs'
+import yargs, { type Argv, type Options } from 'yargs'
 import { $ } from 'zx/core'
 
 /** A value that a script may take. It arrives in PowerShell as this value, whatever it contains. */
@@ -533,6 +533,40 @@ export async function commandLine<T>(
   if (!main || meta.filename === undefined) return undefined
   const self = process.argv.findIndex((arg) => resolve(arg) === meta.filename)
   const names = Object.keys(options)
+  const args = process.argv.slice(self + 1)
+  if (args[0] === DESCRIBE) {
+    console.log(JSON.stringify({ description, options }))
+    process.exit(0)
+  }
+  const parser = commandParser(
+    args,
+    `npx zx ${relative(process.cwd(), meta.filename)}`,
+    description,
+    options,
+  )
+    .showHelpOnFail(false, 'Run with --help to see the options.')
+    .wrap(Math.min(100, process.stdout.columns || 100))
+  const given: Record<string, unknown> = await parser.parseAsync()
+  for (const name of names) {
+    if (!Array.isArray(given[name]) || options[name]?.array) continue
+    console.error(
+      `Cannot take --${kebab(name)} more than once. Run with --help to see the options.`,
+    )
+    process.exit(1)
+  }
+  // yargs adds its own: `_`, `$0`, and each name with dashes once more
+  const named = names.filter((name) => given[name] !== undefined)
+  return Object.fromEntries(named.map((name) => [name, unmask(given[name])])) as T
+}
+
+/** What reads command lines of a task: yargs with its options, which takes no others. */
+export function commandParser(
+  args: readonly string[],
+  name: string,
+  description: string,
+  options: Record<string, Option>,
+): Argv {
+  const names = Object.keys(options)
   const word = (name: string) => {
     const { array, demandOption } = options[name] ?? {}
     const text = `${name}${array ? '..' : ''}`
@@ -544,23 +578,15 @@ export async function commandLine<T>(
     if (value === undefined) return []
     return options[name]?.positional ? [value] : [`--${kebab(name)} ${value}`.trim()]
   })
-  const args = process.argv.slice(self + 1)
-  if (args[0] === DESCRIBE) {
-    console.log(JSON.stringify({ description, options }))
-    process.exit(0)
-  }
   const end = args.indexOf('--')
   // yargs counts what follows `--` as no positional at all, so a name like -x is masked until after
-  if (end >= 0) {
-    args.splice(
-      end,
-      args.length,
-      ...args.slice(end + 1).map((arg) => arg.replace(/^-/, `${MASK}-`)),
-    )
-  }
-  const parser = yargs(args)
+  const masked = end < 0 ? [...args] : [
+    ...args.slice(0, end),
+    ...args.slice(end + 1).map((arg) => arg.replace(/^-/, `${MASK}-`)),
+  ]
+  return yargs(masked)
     .locale('en') // else help and errors change with the user's language, and scripts read them
-    .scriptName(`npx zx ${relative(process.cwd(), meta.filename)}`)
+    .scriptName(name)
     .command(['$0', ...positional].join(' '), description, (command) => {
       for (const name of names) {
         const { positional, example: _, ...option } = options[name] as Option
@@ -575,19 +601,6 @@ export async function commandLine<T>(
     })
     .strict()
     .version(false)
-    .showHelpOnFail(false, 'Run with --help to see the options.')
-    .wrap(Math.min(100, process.stdout.columns || 100))
-  const given: Record<string, unknown> = await parser.parseAsync()
-  for (const name of names) {
-    if (!Array.isArray(given[name]) || options[name]?.array) continue
-    console.error(
-      `Cannot take --${kebab(name)} more than once. Run with --help to see the options.`,
-    )
-    process.exit(1)
-  }
-  // yargs adds its own: `_`, `$0`, and each name with dashes once more
-  const named = names.filter((name) => given[name] !== undefined)
-  return Object.fromEntries(named.map((name) => [name, unmask(given[name])])) as T
 }
 
 /** What asks a command for its options as JSON, for programs that complete command lines. */

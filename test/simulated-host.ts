@@ -25,7 +25,7 @@ export interface SimulatedHost extends PowerShellProcess {
    * Does with the scheduled tasks what Windows does when their time has come, when it starts, when a
    * user signs in, or when an event is logged, e.g. `Microsoft-Windows-NetworkProfile/Operational 10000`.
    */
-  fire: (when: 'Once' | 'Startup' | 'Logon' | `${string} ${number}`) => Promise<void>
+  fire: (when: 'Once' | 'Daily' | 'Startup' | 'Logon' | `${string} ${number}`) => Promise<void>
 }
 
 /** @param without modules that this Windows does not have */
