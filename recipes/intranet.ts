@@ -8,7 +8,7 @@ import { join, resolve } from 'node:path'
 import process from 'node:process'
 import { checkProxy } from '../tasks/check-proxy.ts'
 import { type GuardOptions, guardOptions, readGuard } from '../tasks/guard.ts'
-import { dryRun, hostCommand, powershell, script } from '../tasks/task.ts'
+import { dryRun, hostCommand, powershell } from '../tasks/task.ts'
 import { toggleShare, type ToggleShareResult } from '../tasks/toggle-share.ts'
 import {
   undoUseProxy,
@@ -17,6 +17,15 @@ import {
   type UseProxyResult,
 } from '../tasks/use-proxy.ts'
 import { stateFolder } from './run/journal.ts'
+import {
+  commandOf,
+  LONGEST,
+  NETWORKS,
+  RUNNER,
+  runnerArguments,
+  subscription,
+  WLAN,
+} from './run/schedule.ts'
 import { tunnelsDown, tunnelsNow, type TunnelsResult, tunnelsUp } from './run/tunnels.ts'
 
 export interface IntranetOptions extends GuardOptions {
@@ -204,9 +213,7 @@ export async function scheduleIntranet(
   ps = powershell,
 ): Promise<ScheduleIntranetResult> {
   checkNetworks(network, true)
-  const runtime = 'Deno' in globalThis ? ['run', '-A'] : []
-  const [program = '', ...first] = command ??
-    [process.execPath, ...runtime, import.meta.filename as string]
+  const [program = '', ...first] = command ?? commandOf(import.meta.filename as string)
   const file = resolve(log ?? join(stateFolder, 'intranet.log'))
   const { http, socks, destination, for: programs = [], only = [], tunnels, folder } = options
   const own = { http, socks, destination, tunnels: tunnels && resolve(tunnels), folder }
@@ -223,10 +230,8 @@ export async function scheduleIntranet(
     ...(options.revertAfter === undefined ? [] : [`--revert-after=${options.revertAfter}s`]),
     ...(options.guard === false ? ['--no-guard'] : []),
   ]
-  const text = action(program, [...first, 'auto', ...given], file)
-  const encoded = Buffer.from(text, 'utf16le').toString('base64')
-  const argument = '-NoProfile -NonInteractive -ExecutionPolicy Bypass -WindowStyle Hidden ' +
-    `-EncodedCommand ${encoded}`
+  const args = [...first, 'auto', ...given]
+  const argument = runnerArguments({ program, args, log: file, limit: LIMIT })
   if (argument.length > LONGEST) {
     throw new RangeError(
       `Cannot schedule for ${network.length} networks: their names are too long for one task of ` +
@@ -237,7 +242,9 @@ export async function scheduleIntranet(
     $task = ${TASK}
     $program = ${program}
     $recipe = ${first.at(-1) ?? program}
+    $execute = ${RUNNER}
     $argument = ${argument}
+    $limit = ${LIMIT}
     $subscription = ${SUBSCRIPTION}
     $log = ${file}
     $dryRun = ${dryRun}
@@ -256,7 +263,7 @@ export async function scheduleIntranet(
       $class = Get-CimClass -Namespace Root/Microsoft/Windows/TaskScheduler -ClassName MSFT_TaskEventTrigger
       # an address comes some seconds after the connection
       $connected = New-CimInstance -CimClass $class -ClientOnly -Property @{ Enabled = $true; Subscription = $subscription; Delay = 'PT5S' }
-      $null = Register-ScheduledTask -Force -TaskName $task -Description 'Leaves the network adapter to the VM on the intranet, and has it back elsewhere' -Action (New-ScheduledTaskAction -Execute powershell.exe -Argument $argument) -Trigger @($connected, (New-ScheduledTaskTrigger -AtLogOn -User $user)) -Principal (New-ScheduledTaskPrincipal -UserId $user -LogonType Interactive -RunLevel Highest) -Settings (New-ScheduledTaskSettingsSet -AllowStartIfOnBatteries -DontStopIfGoingOnBatteries -StartWhenAvailable -MultipleInstances Queue -ExecutionTimeLimit (New-TimeSpan -Hours 2))
+      $null = Register-ScheduledTask -Force -TaskName $task -Description 'Leaves the network adapter to the VM on the intranet, and has it back elsewhere' -Action (New-ScheduledTaskAction -Execute $execute -Argument $argument) -Trigger @($connected, (New-ScheduledTaskTrigger -AtLogOn -User $user)) -Principal (New-ScheduledTaskPrincipal -UserId $user -LogonType Interactive -RunLevel Highest) -Settings (New-ScheduledTaskSettingsSet -AllowStartIfOnBatteries -DontStopIfGoingOnBatteries -StartWhenAvailable -MultipleInstances Queue -ExecutionTimeLimit (New-TimeSpan -Seconds ($limit + 300)))
     }
     ConvertTo-Json -Compress -Depth 3 ([ordered]@{ changed = -not $same; task = $task; user = $user; log = $log; before = [ordered]@{ scheduled = $found.Count -gt 0 } })`
   return JSON.parse(stdout) as ScheduleIntranetResult
@@ -361,51 +368,10 @@ async function look(
   return JSON.parse(stdout)
 }
 
-const WLAN = 'Microsoft-Windows-WLAN-AutoConfig/Operational'
-const NETWORKS = 'Microsoft-Windows-NetworkProfile/Operational'
+const SUBSCRIPTION = subscription({ [NETWORKS]: [10000, 10001], [WLAN]: [8001] })
 
-const SUBSCRIPTION = '<QueryList><Query Id="0">' +
-  `<Select Path="${NETWORKS}">*[System[EventID=10000 or EventID=10001]]</Select>` +
-  `<Select Path="${WLAN}">*[System[EventID=8001]]</Select>` +
-  '</Query></QueryList>'
-
-/** Characters of a task's arguments; a program of Windows is given 32767 in all. */
-const LONGEST = 30_000
-
-/** The script that the task runs: the program without a window, and what it says into a file. */
-function action(program: string, args: string[], log: string): string {
-  return script`
-    $program = ${program}
-    $arguments = ${args.map(argument).join(' ')}
-    $log = ${log}
-    $code = 1
-    try {
-      $start = New-Object Diagnostics.ProcessStartInfo $program, $arguments
-      $start.UseShellExecute = $false
-      $start.CreateNoWindow = $true
-      $start.RedirectStandardOutput = $true
-      $start.RedirectStandardError = $true
-      $start.StandardErrorEncoding = [Text.Encoding]::UTF8
-      $run = [Diagnostics.Process]::Start($start)
-      $words = $run.StandardError.ReadToEndAsync()
-      $null = $run.StandardOutput.ReadToEnd()
-      $run.WaitForExit()
-      $said = $words.Result.Trim()
-      $code = $run.ExitCode
-    } catch { $said = "Cannot run ""$program"": $($_.Exception.Message)" }
-    $null = [IO.Directory]::CreateDirectory([IO.Path]::GetDirectoryName($log))
-    if ([IO.File]::Exists($log) -and (New-Object IO.FileInfo $log).Length -gt 1MB) { [IO.File]::Delete($log) }
-    [IO.File]::AppendAllText($log, (Get-Date).ToString('yyyy-MM-dd HH:mm:ss ') + $said + [char]10)
-    exit $code`
-}
-
-/**
- * A word of a command line as programs of Windows read it, and .NET everywhere
- * (learn.microsoft.com/cpp/c-language/parsing-c-command-line-arguments).
- */
-function argument(word: string): string {
-  return `"${word.replace(/(\\*)("|$)/g, (_, bars, mark) => bars + bars + (mark && '\\"'))}"`
-}
+/** Seconds after which a run is stopped. */
+const LIMIT = 7200
 
 type Command =
   & Omit<IntranetOptions, 'state' | 'revertAfter'>
