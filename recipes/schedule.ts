@@ -1,7 +1,7 @@
 #!/usr/bin/env zx
 /**
- * Run a recipe or a task by itself: at a time, every so often, when someone signs in, or when the host
- * comes to a network. Lists what is so scheduled, and how it went, and takes it away again.
+ * Run a recipe or a task by itself: at a time, every so often, when the host starts or someone signs in,
+ * or when the host comes to a network. Lists what is so scheduled, and how it went, and takes it away again.
  */
 import fs from 'fs-extra'
 import { execFile } from 'node:child_process'
@@ -43,6 +43,8 @@ export interface Schedule {
   at?: string | undefined
   /** From one start to the next, 1 minute to 31 days: `15m`, `1h`, `1d`. Counted from midnight without `at`. */
   every?: string | undefined
+  /** When the host starts; not as `me`. @default false */
+  onStartup?: boolean | undefined
   /** When the user signs in; as SYSTEM when anyone does. @default false */
   onLogon?: boolean | undefined
   /** When the host comes to this network: its name in Windows, or the SSID of a Wi-Fi. */
@@ -224,6 +226,8 @@ export async function addSchedule(
           $class = Get-CimClass -Namespace Root/Microsoft/Windows/TaskScheduler -ClassName MSFT_TaskEventTrigger
           # an address comes some seconds after the connection
           $trigger = New-CimInstance -CimClass $class -ClientOnly -Property @{ Enabled = $true; Subscription = $subscription; Delay = 'PT5S' }
+        } elseif ($kind -eq 'startup') {
+          $trigger = New-ScheduledTaskTrigger -AtStartup
         } elseif ($kind -eq 'logon') {
           if ($system) { $trigger = New-ScheduledTaskTrigger -AtLogOn } else { $trigger = New-ScheduledTaskTrigger -AtLogOn -User $user }
         } else {
@@ -348,7 +352,7 @@ export async function undoRemoveSchedule(
 }
 
 interface Trigger {
-  kind: 'daily' | 'once' | 'repeat' | 'logon' | 'event'
+  kind: 'daily' | 'once' | 'repeat' | 'startup' | 'logon' | 'event'
   /** `03:00`, or `2026-12-01T03:00:00`. */
   at?: string
   seconds?: number
@@ -397,9 +401,11 @@ async function plan(given: Schedule): Promise<Plan> {
   const name = given.name ?? nameOf([basename(file, '.ts'), ...positional])
   checkName(name)
   const log = resolve(folder, given.log ?? join(stateFolder, 'logs', `${name}.log`))
-  const { at, every, onLogon, onNetwork } = given
+  const { at, every, onStartup, onLogon, onNetwork } = given
   const when = Object.fromEntries(
-    Object.entries({ at, every, onLogon, onNetwork }).filter(([, value]) => value !== undefined),
+    Object.entries({ at, every, onStartup, onLogon, onNetwork }).filter(([, value]) =>
+      value !== undefined
+    ),
   )
   return {
     name,
@@ -508,6 +514,14 @@ function checkSecrets(
         'the Credential Manager: --credential manager:TARGET',
     )
   }
+  for (const arg of args) {
+    const [, way] = /[?&]password=([^&]*)/.exec(arg) ?? []
+    if (way === undefined || way.startsWith('manager:') && as === 'me') continue
+    throw new TypeError(
+      `${cannot} the password of ${arg} is not there when it runs. Store it: ` +
+        'cmdkey /generic:TARGET /user:USER /pass, and run with --as me and ?password=manager:TARGET',
+    )
+  }
   for (const [name, value] of Object.entries(given)) {
     const option = `--${kebab(name)}`
     if (/^elevated?$/i.test(name) && value === true) {
@@ -546,15 +560,23 @@ function absolute(arg: string, folder: string): string {
   return bundle || relative || found ? head + resolve(folder, value) : arg
 }
 
-function readTrigger({ at, every, onLogon, onNetwork }: Schedule, cannot: string): Trigger {
-  const given = [at ?? every, onLogon || undefined, onNetwork].filter((one) => one !== undefined)
+function readTrigger(
+  { at, every, onStartup, onLogon, onNetwork, as }: Schedule,
+  cannot: string,
+): Trigger {
+  const given = [at ?? every, onStartup || undefined, onLogon || undefined, onNetwork]
+    .filter((one) => one !== undefined)
   if (given.length !== 1) {
     throw new TypeError(
       `${cannot} ${
         given.length === 0 ? 'nothing says when' : 'it has more than one kind of time'
       }. Use ` +
-        '--at 03:00, --every 15m (or both), --on-logon or --on-network NAME',
+        '--at 03:00, --every 15m (or both), --on-startup, --on-logon or --on-network NAME',
     )
+  }
+  if (onStartup) {
+    if (as !== 'me') return { kind: 'startup' }
+    throw new TypeError(`${cannot} nobody is signed in when the host starts. Use --on-logon`)
   }
   if (onLogon) return { kind: 'logon' }
   if (onNetwork !== undefined) {
@@ -638,7 +660,8 @@ function scheduleOf(args: string | null): Schedule | null {
 }
 
 /** When, in words. */
-function words({ at, every, onLogon, onNetwork, as }: Schedule): string {
+function words({ at, every, onStartup, onLogon, onNetwork, as }: Schedule): string {
+  if (onStartup) return 'when the host starts'
   if (onLogon) return as === 'me' ? 'when you sign in' : 'when anyone signs in'
   if (onNetwork !== undefined) return `when the host comes to the network "${onNetwork}"`
   const day = at?.includes('-') ? at.replace('T', ' ') : at
@@ -718,6 +741,7 @@ const options: Record<string, Option> = {
     describe: 'Such as 15m, 1h, 1d, from --at on',
     example: '1h -- --network Office',
   },
+  onStartup: { type: 'boolean', describe: 'When the host starts; not as me' },
   onLogon: { type: 'boolean', describe: 'When you sign in; as SYSTEM when anyone does' },
   onNetwork: { type: 'string', describe: 'When the host comes to this network' },
   name: { type: 'string', describe: 'The schedule’s name [default: the recipe’s and its words]' },

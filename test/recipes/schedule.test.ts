@@ -158,6 +158,10 @@ test('runs every day, once, at logon and on a network', async () => {
   ;[task] = await tasks()
   assert.deepEqual(task.triggers, [{ kind: 'Logon', user: null }])
 
+  await add({ every: undefined, onStartup: true })
+  ;[task] = await tasks()
+  assert.equal(task.triggers[0].kind, 'Startup')
+
   const net = await add({ every: undefined, onNetwork: 'Office' })
   assert.equal(net.when, 'when the host comes to the network "Office"')
   ;[task] = await tasks()
@@ -403,6 +407,15 @@ test('refuses what cannot work, before anything', async () => {
       '--guest-credential manager:TARGET',
     ],
     [
+      {
+        recipe: 'open-tunnel',
+        args: ['--to', 'db:1', '--via', 'ssh://me@jump?password=env:PW'],
+      },
+      'Cannot schedule "open-tunnel": the password of ssh://me@jump?password=env:PW is not there when ' +
+      'it runs. Store it: cmdkey /generic:TARGET /user:USER /pass, and run with --as me and ' +
+      '?password=manager:TARGET',
+    ],
+    [
       { recipe: 'migrate', args: ['Win10', '--guest-credential', 'hunter2'] },
       /others would see the password of --guest-credential\. Store it: /,
     ],
@@ -421,8 +434,9 @@ test('refuses what cannot work, before anything', async () => {
     [
       { every: undefined },
       'Cannot schedule "intranet": nothing says when. Use --at 03:00, --every 15m (or both), ' +
-      '--on-logon or --on-network NAME',
+      '--on-startup, --on-logon or --on-network NAME',
     ],
+    [{ every: undefined, onStartup: true, as: 'me' }, /Use --on-logon$/],
     [{ onLogon: true }, /it has more than one kind of time/],
     [
       { every: '90s' },
