@@ -110,3 +110,22 @@ export async function simulatedHost(
 export function quickGuests(state: { guests: unknown }): void {
   state.guests = { '*': { heartbeat: { polls: 0 }, addresses: { '*': ['192.168.56.191'] } } }
 }
+
+/**
+ * The state without the order of its lists, which is that in which things were made, without addresses
+ * that Windows makes by itself, and without the number that the next adapter gets.
+ */
+export function comparable(value: unknown): unknown {
+  if (Array.isArray(value)) {
+    const text = (one: unknown) => JSON.stringify(one)
+    const kept = value.filter((one) => one?.suffix !== 'Link')
+    return kept.map(comparable).sort((a, b) => text(a) < text(b) ? -1 : 1)
+  }
+  if (value === null || typeof value !== 'object') return value
+  return Object.fromEntries(
+    Object.entries(value).filter(([key]) => key !== 'nextIfIndex').sort(([a], [b]) =>
+      a < b ? -1 : 1
+    )
+      .map(([key, one]) => [key, comparable(one)]),
+  )
+}

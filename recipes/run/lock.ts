@@ -5,7 +5,7 @@
 import fs from 'fs-extra'
 import { createHash, randomUUID } from 'node:crypto'
 import { hostname, uptime } from 'node:os'
-import { join, resolve } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import process from 'node:process'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Plan } from './plan.ts'
@@ -99,21 +99,18 @@ async function say(file: string, token: string): Promise<void> {
 
 async function take(file: string, owner: Owner): Promise<void> {
   for (let tries = 0;; tries++) {
-    // written aside and linked: whoever reads it finds it whole
-    const aside = `${file}.${owner.token}`
-    // another may have removed the folder when it was empty
-    await fs.outputFile(aside, JSON.stringify(owner), { mode: 0o600 })
     try {
-      await fs.link(aside, file).catch((error: NodeJS.ErrnoException) => {
-        if (error.code === 'EEXIST') throw error
-        // a file system without links, such as exFAT
-        return fs.copyFile(aside, file, fs.constants.COPYFILE_EXCL)
-      })
-      return
+      // another may remove the folder while it is empty
+      await fs.ensureDir(dirname(file))
+      await fs.writeFile(file, JSON.stringify(owner), { flag: 'wx', mode: 0o600 })
+      // somebody may have taken it for what a dead process left, before it was written
+      if ((await readOwner(file))?.token === owner.token) return
+      continue
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
-    } finally {
-      await fs.remove(aside)
+      const { code = '' } = error as NodeJS.ErrnoException
+      if (code === 'ENOENT') continue
+      // Windows says EPERM where one is being removed
+      if (!['EEXIST', 'EPERM'].includes(code) || code === 'EPERM' && tries > 20) throw error
     }
     const other = await readOwner(file)
     if (other !== undefined && await lives(file, other)) {
@@ -123,7 +120,7 @@ async function take(file: string, owner: Owner): Promise<void> {
           `${other.since}). Wait until that has ended, and run again`,
       )
     }
-    // one that is being copied there
+    // one that is being written
     if (other === undefined && await isYoung(file)) {
       await delay(100)
       continue

@@ -15,7 +15,7 @@ import { readJournals } from '../../recipes/run/journal.ts'
 import { undo } from '../../recipes/undo.ts'
 import type { PowerShell } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
-import { quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+import { comparable, quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 
 interface Context {
   dir: string
@@ -156,25 +156,6 @@ function end(id: number): void {
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
   }
-}
-
-/**
- * The state without the order of its lists, which is that in which things were made, without addresses
- * that Windows makes by itself, and without the number that the next adapter gets.
- */
-function comparable(value: unknown): unknown {
-  if (Array.isArray(value)) {
-    const text = (one: unknown) => JSON.stringify(one)
-    const kept = value.filter((one) => one?.suffix !== 'Link')
-    return kept.map(comparable).sort((a, b) => text(a) < text(b) ? -1 : 1)
-  }
-  if (value === null || typeof value !== 'object') return value
-  return Object.fromEntries(
-    Object.entries(value).filter(([key]) => key !== 'nextIfIndex').sort(([a], [b]) =>
-      a < b ? -1 : 1
-    )
-      .map(([key, one]) => [key, comparable(one)]),
-  )
 }
 
 faults.run()
