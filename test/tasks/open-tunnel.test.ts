@@ -374,7 +374,10 @@ needs(intranet, 'sshd', 'ssh')(
     await jump.stop()
     await until(() => tunnel.state() === 'lost', 'the loss')
     await jump.start()
-    equal(await say(tunnel.port, 'again'), 'again')
+    const again = await say(tunnel.port, 'again').catch((error) => {
+      throw new Error(`${error.message} after ${JSON.stringify(events)}`)
+    })
+    equal(again, 'again')
     deepEqual(events.map(({ event }) => event).filter((event) => event !== 'retry'), [
       'open',
       'lost',
