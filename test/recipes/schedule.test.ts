@@ -4,7 +4,6 @@ import { execFile } from 'node:child_process'
 import { join, resolve } from 'node:path'
 import process from 'node:process'
 import { setTimeout as wait } from 'node:timers/promises'
-import { pathToFileURL } from 'node:url'
 import { suite } from 'uvu'
 import {
   addSchedule,
@@ -227,27 +226,8 @@ test('leaves tasks alone that are not the kit’s', async () => {
   assert.deepEqual(await listSchedules(host.ps), [])
 })
 
-/** A task of somebody's own, which says what it is given and ends so. */
-async function ownTask(code: number): Promise<string> {
-  const file = join(host.dir, 'own.ts')
-  const task = pathToFileURL(join(kit, 'tasks', 'task.ts')).href
-  await fs.writeFile(
-    file,
-    `import { command } from '${task}'
-    await command(import.meta, 'Say', {
-      words: { type: 'string', array: true, positional: true },
-      dir: { type: 'string' },
-      yes: { type: 'boolean' },
-      state: { type: 'string' },
-    }, async (given) => {
-      process.exitCode = ${code}
-      for await (const _ of process.stdin);
-      console.error('桥接 is said')
-      return { ...given, cwd: process.cwd() }
-    })`,
-  )
-  return file
-}
+/** A task that says what it is given. */
+const say = join(kit, 'test', 'fixtures', 'say.ts')
 
 async function ended(log: string): Promise<string> {
   for (let n = 0; n < 300; n++) {
@@ -259,7 +239,6 @@ async function ended(log: string): Promise<string> {
 }
 
 test('runs as it is told: each word as it is, its words in the log, its exit code as the result', async () => {
-  const recipe = await ownTask(7)
   const log = join(host.dir, 'logs', `${hostile.replaceAll('"', '')}.log`)
   const args = [
     hostile,
@@ -275,8 +254,8 @@ test('runs as it is told: each word as it is, its words in the log, its exit cod
     '$(calc)\n2',
   ]
   const made = await addSchedule({
-    recipe,
-    args,
+    recipe: say,
+    args: ['--code=7', ...args],
     every: '1h',
     name: 'say',
     log,
@@ -294,9 +273,10 @@ test('runs as it is told: each word as it is, its words in the log, its exit cod
   const said = lines.find((line) => line.startsWith('{')) ?? '{}'
   assert.deepEqual(JSON.parse(said), {
     words: args.filter((arg) => arg !== '--'),
+    code: 7,
     yes: true,
     state: stateFolder,
-    cwd: await fs.realpath(host.dir),
+    folder: await fs.realpath(host.dir),
   })
   assert.ok(lines.includes('桥接 is said'), text)
   assert.equal(lines.at(-1), 'Exit code 7')
@@ -325,14 +305,16 @@ test('runs as it is told: each word as it is, its words in the log, its exit cod
   assert.equal((await fs.stat(`${log}.1`)).size, LOG_SIZE)
   assert.equal(await fs.readFile(`${log}.${LOGS}`, 'utf8'), `${LOGS - 1}`)
   assert.equal(await fs.pathExists(`${log}.${LOGS + 1}`), false)
-  await fs.remove(recipe)
-  assert.deepEqual((await listSchedules(host.ps))[0]?.missing, [recipe])
+  const gone = join(host.dir, 'gone.ts')
+  const note = JSON.stringify({ recipe: gone, args: [], log, at: '3:00' })
+  const argument = runnerArguments({ program: 'node', args: [], log, limit: 1, note })
+  await host.change((state) => state.tasks[0].action.argument = argument)
+  assert.deepEqual((await listSchedules(host.ps))[0]?.missing, [gone])
 })
 
 test('runs on its network alone', async () => {
-  const recipe = await ownTask(0)
   const log = join(host.dir, 'network.log')
-  const there = { recipe, args: ['here'], folder: host.dir, log }
+  const there = { recipe: say, args: ['here'], folder: host.dir, log }
   await addSchedule({ ...there, onNetwork: 'Elsewhere' }, host.ps)
   await host.fire(CONNECTED)
   assert.match(await ended(log), / Not run: the host is not on "Elsewhere"\n$/)
@@ -352,7 +334,13 @@ test('stops what runs too long, and says when it cannot run', async () => {
       execFile('pwsh', line, { env: host.env }, (error) => resolve(error ? Number(error.code) : 0))
     )
   }
-  assert.equal(await run(process.execPath, ['-e', 'setTimeout(() => {}, 60_000)']), 124)
+  assert.equal(
+    await run(process.execPath, [
+      'Deno' in globalThis ? 'eval' : '-e',
+      'setTimeout(() => {}, 60_000)',
+    ]),
+    124,
+  )
   assert.match(
     await ended(log),
     / Stopped after 1 seconds, its time limit\n.* Exit code 124\n$/,
