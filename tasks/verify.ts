@@ -4,7 +4,7 @@ import fs from 'fs-extra'
 import { randomBytes } from 'node:crypto'
 import { dirname, join, resolve } from 'node:path'
 import process from 'node:process'
-import { hostCommand, type PowerShell, powershell, Secret } from './task.ts'
+import { hostCommand, type PowerShell, powershell, readCredential, Secret } from './task.ts'
 import { png, uniform } from './verify/png.ts'
 import { likely, type Symptom } from './verify/symptoms.ts'
 
@@ -149,7 +149,7 @@ export async function verify(options: VerifyOptions, ps = powershell): Promise<V
     }
     $ahead = $null
     if ($user -and $running -and $family -ne 'linux') {
-      $account = New-Object Management.Automation.PSCredential $user, (ConvertTo-SecureString -String $password -AsPlainText -Force)
+      $account = New-Object Management.Automation.PSCredential $user, $password
       try {
         $before = [DateTime]::UtcNow
         $ticks = Invoke-Command -VMId $vm.Id -Credential $account -ScriptBlock { [DateTime]::UtcNow.Ticks }
@@ -322,6 +322,20 @@ function show(file: Uint8Array): void {
   }
 }
 
+/** The account of the guest; its password is on no command line. */
+async function account(
+  user: string | undefined,
+  way: string | undefined,
+): Promise<Pick<VerifyOptions, 'credential'>> {
+  if (user === undefined && way === undefined) return {}
+  const found = await readCredential(way ?? 'prompt', 'password of the guest’s administrator')
+  const name = user ?? found.user
+  if (name) return { credential: { user: name, password: found.password } }
+  throw new TypeError(
+    'Cannot use a credential without its user. Run again with --user Administrator',
+  )
+}
+
 await hostCommand(
   import.meta,
   'Prove that the guest of a VM has started, or show its screen and say what may keep it from that',
@@ -342,8 +356,22 @@ await hostCommand(
       type: 'string',
       describe: 'The PNG that gets the screen of a guest that does not answer',
     },
+    user: { type: 'string', describe: 'An administrator of a Windows guest, to ask for its clock' },
+    credential: {
+      type: 'string',
+      describe:
+        'Where the password comes from: prompt, stdin, env:NAME, or manager:TARGET (Windows’ ' +
+        'Credential Manager here) [default: prompt]',
+    },
   },
-  async (options: VerifyOptions, ps) => {
+  async (
+    { user, credential, ...rest }: Omit<VerifyOptions, 'credential'> & {
+      user?: string
+      credential?: string
+    },
+    ps,
+  ) => {
+    const options = { ...rest, ...await account(user, credential) }
     const result = await verify(options, ps)
     const { booted, reasons, likely, screenshot } = result
     if (screenshot && process.stderr.isTTY) show(await fs.readFile(screenshot))

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { inflateSync } from 'node:zlib'
 import { suite } from 'uvu'
 import { createVm } from '../../tasks/create-vm.ts'
+import { Secret } from '../../tasks/task.ts'
 import { verify } from '../../tasks/verify.ts'
 import { png, uniform } from '../../tasks/verify/png.ts'
 import { type Known, likely } from '../../tasks/verify/symptoms.ts'
@@ -144,6 +145,36 @@ test('refuses a VM that is not there, and what is no name, time or port', async 
   await rejects(verify({ vm: 'a\nb' }, host.ps), /1 to 100 characters/)
   await rejects(verify({ vm: 'a', timeout: -1 }, host.ps), /it is 0 to 86400/)
   await rejects(verify({ vm: 'a', port: [0] }, host.ps), /it is 1 to 65535/)
+})
+
+test('asks a Windows guest for its clock, with an account that is on no command line', async ({ host }) => {
+  const account = { user: 'admin', password: 'guest’s $(id)' }
+  await guest(host, { heartbeat: { polls: 0 }, ...account })
+  const options = { vm: HOSTILE, port: [1], timeout: 5 }
+  const password = new Secret(account.password)
+  const { clock, reasons } = await verify(
+    { ...options, credential: { user: account.user, password } },
+    host.ps,
+  )
+  ok(clock !== null && Math.abs(clock) < 5, `${clock} s`)
+  ok(!reasons.some((reason) => reason.includes('clock')))
+  await rejects(
+    verify({ ...options, credential: { user: 'admin', password: new Secret('no') } }, host.ps),
+    /the guest does not take the account "admin": its password is wrong or empty/,
+  )
+  const args = ['--vm', HOSTILE, '--timeout', '5', '--port', '1']
+  host.env.GUEST_PASSWORD = account.password
+  const asked = await runTask(
+    host,
+    'verify',
+    ...args,
+    ...['--user', 'admin', '--credential', 'env:GUEST_PASSWORD'],
+  )
+  deepEqual([asked.code, asked.stderr], [0, ''])
+  equal(typeof JSON.parse(asked.stdout).clock, 'number')
+  const none = await runTask(host, 'verify', ...args, '--credential', 'env:GUEST_PASSWORD')
+  equal(none.code, 1)
+  match(none.stderr, /Run again with --user Administrator/)
 })
 
 test('is a command, which exits with 1 where the guest does not answer', async ({ host }) => {
