@@ -5,6 +5,7 @@
  */
 import fs from 'fs-extra'
 import { execFile } from 'node:child_process'
+import { userInfo } from 'node:os'
 import { basename, isAbsolute, join, resolve } from 'node:path'
 import process from 'node:process'
 import { promisify } from 'node:util'
@@ -32,6 +33,7 @@ import {
   WLAN,
 } from './run/schedule.ts'
 import { textScreen } from './run/screen.ts'
+import { addTimer, listTimers, removeTimer, type Timers, timersHere } from './run/timers.ts'
 
 /** When and how something is run. Times are the host's own. */
 export interface Schedule {
@@ -63,6 +65,11 @@ export interface Schedule {
   limit?: string | undefined
   /** The folder that it runs in, from which relative paths count. @default the current one */
   folder?: string | undefined
+  /**
+   * Who runs it: the Task Scheduler of Windows, or where the kit runs on Linux a timer of the user's
+   * systemd or a line of the user's crontab. @default what this machine has
+   */
+  by?: 'windows' | Timers | undefined
 }
 
 export interface AddScheduleOptions extends Schedule {
@@ -82,6 +89,7 @@ export interface AddScheduleResult {
   /** The folder that it runs in, from which relative paths count. */
   folder: string
   log: string
+  by: 'windows' | Timers
   /** What had the name before, or null. */
   before: Schedule | null
   notes: string[]
@@ -106,7 +114,7 @@ export interface ScheduleDescription {
   missing: string[]
 }
 
-export interface RemoveScheduleOptions {
+export interface RemoveScheduleOptions extends Pick<Schedule, 'by'> {
   name: string
   /** @default false */
   dryRun?: boolean | undefined
@@ -123,8 +131,9 @@ export interface RemoveScheduleResult {
 const FOLDER = '\\vbox-to-hyperv\\'
 
 /**
- * Makes a task of Windows, or changes the one of the same name. It starts no second time while it runs,
- * on battery too, and what was missed is made up for when the host is back. Whatever cannot work
+ * Makes a task of Windows, or changes the one of the same name; where the kit runs on Linux a timer of
+ * systemd or a line of the crontab. It starts no second time while it runs, on battery too, and what was
+ * missed is made up for when the host is back (not by cron). Whatever cannot work
  * without a person is refused: unknown arguments, passwords in them, questions.
  *
  * Assumed about Windows, as no test machine has it: the events' numbers (NetworkProfile 10000,
@@ -134,8 +143,16 @@ export async function addSchedule(
   { dryRun = false, ...schedule }: AddScheduleOptions,
   ps = powershell,
 ): Promise<AddScheduleResult> {
-  const job = await plan(schedule)
+  const by = await scheduler(schedule.by)
+  const job = await plan({ ...schedule, by })
   const { name, as, command, folder, log, trigger, limit, notes } = job
+  if (by !== 'windows') {
+    const { changed, before, notes: more } = await addTimer(job, by, dryRun)
+    const user = userInfo().username
+    const when = words(job.schedule)
+    notes.push(...more)
+    return { changed, name, when, user, command, folder, log, by, before, notes }
+  }
   const [program, ...args] = command
   const argument = runnerArguments({
     program,
@@ -257,21 +274,27 @@ export async function addSchedule(
     before: string | null
   }
   const when = words(job.schedule)
-  return { changed, name, when, user, command, folder, log, before: scheduleOf(before), notes }
+  return { changed, name, when, user, command, folder, log, by, before: scheduleOf(before), notes }
 }
 
 /** Takes back {@link addSchedule}. What was set by hand at a task of the same name is not known any more. */
 export async function undoAddSchedule(
-  { changed, name, before }: Pick<AddScheduleResult, 'changed' | 'name' | 'before'>,
+  { changed, name, by, before }: Pick<AddScheduleResult, 'changed' | 'name' | 'by' | 'before'>,
   ps = powershell,
 ): Promise<void> {
   if (!changed) return
   if (before) await addSchedule(before, ps)
-  else await removeSchedule({ name }, ps)
+  else await removeSchedule({ name, by }, ps)
 }
 
 /** What the kit has scheduled, by name. Without administrator rights Windows shows the user's own alone. */
-export async function listSchedules(ps = powershell): Promise<ScheduleDescription[]> {
+export async function listSchedules(
+  { by }: Pick<Schedule, 'by'> = {},
+  ps = powershell,
+): Promise<ScheduleDescription[]> {
+  if (await scheduler(by, false) !== 'windows') {
+    return (await listTimers()).map(({ schedule, ...one }) => description(schedule, one))
+  }
   const { stdout } = await ps`
     $path = ${FOLDER}
     $tasks = @(foreach ($task in @(Get-ScheduledTask | Where-Object { ([string]$_.TaskPath).Equals($path, 'OrdinalIgnoreCase') })) {
@@ -291,29 +314,38 @@ export async function listSchedules(ps = powershell): Promise<ScheduleDescriptio
       'next' | 'last' | 'result'
     >
   const { tasks } = JSON.parse(stdout) as { tasks: Found[] }
-  return tasks.flatMap(({ arguments: given, user, ...task }) => {
+  return tasks.flatMap(({ arguments: given, user: id, ...task }) => {
     const schedule = scheduleOf(given)
     if (!schedule) return []
     const { recipe, args = [], log = '' } = schedule
-    const [program, ...rest] = commandOf(recipe)
-    return [{
-      ...task,
-      when: words(schedule),
-      user: user === 'S-1-5-18' ? 'SYSTEM' : user,
-      command: [program, ...rest, ...args],
-      log,
-      outcome: outcome(task.result),
-      missing: [program, recipe].filter((file) => !fs.existsSync(file)),
-    }]
+    const command = [...commandOf(recipe), ...args]
+    const user = id === 'S-1-5-18' ? 'SYSTEM' : id
+    return [description(schedule, { ...task, user, command, log })]
   }).sort((a, b) => (a.name < b.name ? -1 : 1))
+}
+
+function description(
+  schedule: Schedule,
+  found: Omit<ScheduleDescription, 'when' | 'outcome' | 'missing'>,
+): ScheduleDescription {
+  const files = [found.command[0], schedule.recipe].filter((file) => file !== undefined)
+  return {
+    ...found,
+    when: words(schedule),
+    outcome: outcome(found.result),
+    missing: files.filter((file) => !fs.existsSync(file)),
+  }
 }
 
 /** Removes a task of the kit. One that runs goes on to its end. */
 export async function removeSchedule(
-  { name, dryRun = false }: RemoveScheduleOptions,
+  { name, by, dryRun = false }: RemoveScheduleOptions,
   ps = powershell,
 ): Promise<RemoveScheduleResult> {
   checkName(name)
+  if (await scheduler(by, false) !== 'windows') {
+    return { name, ...await removeTimer(name, dryRun) }
+  }
   const { stdout } = await ps`
     $name = ${name}
     $path = ${FOLDER}
@@ -359,7 +391,8 @@ interface Trigger {
   subscription?: string
 }
 
-interface Plan {
+/** A schedule as it is made, with nothing left to a default. */
+export interface SchedulePlan {
   name: string
   as: 'system' | 'me'
   file: string
@@ -370,23 +403,26 @@ interface Plan {
   /** Seconds. */
   limit: number
   trigger: Trigger
-  /** The whole of it, with nothing left to a default. */
   schedule: Schedule
   notes: string[]
 }
 
 /** All that can be known without the host, and all refusals. */
-async function plan(given: Schedule): Promise<Plan> {
-  const { as = 'system', limit: longest = '1d' } = given
+async function plan(given: Schedule): Promise<SchedulePlan> {
+  const { by } = given
+  const { as = by === 'windows' ? 'system' : 'me', limit: longest = '1d' } = given
   const folder = resolve(given.folder ?? '.')
   const file = await find(given.recipe, folder)
   const cannot = `Cannot schedule "${basename(file, '.ts')}":`
-  const trigger = readTrigger(given, cannot)
+  if (by !== 'windows' && as === 'system') {
+    throw new TypeError(`${cannot} on Linux it runs as you. Leave --as out`)
+  }
+  const trigger = readTrigger({ ...given, as }, cannot)
   const limit = span(longest, '--limit', cannot)
   const options = await describe(file, cannot)
   const asked = (given.args ?? []).map((arg) => absolute(arg, folder))
   const read = await readArgs(file, asked, options, cannot)
-  checkSecrets(asked, read, as, cannot)
+  checkSecrets(asked, read, by === 'windows' ? as : 'linux', cannot)
   const added = [
     ...(options.yes && read.yes !== true ? ['--yes'] : []),
     // SYSTEM has another data folder, where nobody looks for what was done
@@ -417,7 +453,7 @@ async function plan(given: Schedule): Promise<Plan> {
     log,
     limit,
     trigger,
-    schedule: { recipe: file, args, ...when, name, as, log, limit: longest, folder },
+    schedule: { recipe: file, args, ...when, name, as, log, limit: longest, folder, by },
     notes: as === 'system' && args.some((arg) => arg.includes('ssh://'))
       ? [
         'SYSTEM connects with keys and known hosts of its own, not with yours. Unless it has them, run ' +
@@ -501,7 +537,7 @@ async function readArgs(
 function checkSecrets(
   args: readonly string[],
   given: Record<string, unknown>,
-  as: 'system' | 'me',
+  as: 'system' | 'me' | 'linux',
   cannot: string,
 ): void {
   // deno-lint-ignore no-control-regex
@@ -510,16 +546,22 @@ function checkSecrets(
   }
   if (args.some((arg) => /[a-z][a-z0-9+.-]*:\/\/[^/@\s]*:[^/@\s]+@/i.test(arg))) {
     throw new TypeError(
-      `${cannot} a URL among its arguments has a password, which others would see. Use a key of SSH, or ` +
-        'the Credential Manager: --credential manager:TARGET',
+      `${cannot} a URL among its arguments has a password, which others would see. ${
+        as === 'linux'
+          ? KEY
+          : 'Use a key of SSH, or the Credential Manager: --credential manager:TARGET'
+      }`,
     )
   }
   for (const arg of args) {
     const [, way] = /[?&]password=([^&]*)/.exec(arg) ?? []
     if (way === undefined || way.startsWith('manager:') && as === 'me') continue
     throw new TypeError(
-      `${cannot} the password of ${arg} is not there when it runs. Store it: ` +
-        'cmdkey /generic:TARGET /user:USER /pass, and run with --as me and ?password=manager:TARGET',
+      `${cannot} the password of ${arg} is not there when it runs. ` +
+        (as === 'linux'
+          ? KEY
+          : 'Store it: cmdkey /generic:TARGET /user:USER /pass, and run with --as me and ' +
+            '?password=manager:TARGET'),
     )
   }
   for (const [name, value] of Object.entries(given)) {
@@ -533,17 +575,20 @@ function checkSecrets(
     }
     if (!/credential$/i.test(name)) continue
     if (value.startsWith('manager:') && as === 'me') continue
+    const store = as === 'linux' ? KEY : STORE(option)
     throw new TypeError(
       /^(prompt|stdin)$/.test(value)
-        ? `${cannot} nobody answers the question of ${option} ${value}. ${STORE(option)}`
+        ? `${cannot} nobody answers the question of ${option} ${value}. ${store}`
         : /^env:/.test(value)
-        ? `${cannot} the variable of ${option} ${value} is not set when it runs. ${STORE(option)}`
-        : value.startsWith('manager:')
+        ? `${cannot} the variable of ${option} ${value} is not set when it runs. ${store}`
+        : value.startsWith('manager:') && as === 'system'
         ? `${cannot} the Credential Manager of SYSTEM is another than yours. Run with --as me`
-        : `${cannot} others would see the password of ${option}. ${STORE(option)}`,
+        : `${cannot} others would see the password of ${option}. ${store}`,
     )
   }
 }
+
+const KEY = 'Nobody is there to be asked, so let it do without: use a key of SSH'
 
 const STORE = (option: string) =>
   `Store it: cmdkey /generic:TARGET /user:USER /pass, and run with --as me and ${option} manager:TARGET`
@@ -561,7 +606,7 @@ function absolute(arg: string, folder: string): string {
 }
 
 function readTrigger(
-  { at, every, onStartup, onLogon, onNetwork, as }: Schedule,
+  { at, every, onStartup, onLogon, onNetwork, as, by }: Schedule,
   cannot: string,
 ): Trigger {
   const given = [at ?? every, onStartup || undefined, onLogon || undefined, onNetwork]
@@ -575,10 +620,16 @@ function readTrigger(
     )
   }
   if (onStartup) {
-    if (as !== 'me') return { kind: 'startup' }
+    if (as !== 'me' || by !== 'windows') return { kind: 'startup' }
     throw new TypeError(`${cannot} nobody is signed in when the host starts. Use --on-logon`)
   }
   if (onLogon) return { kind: 'logon' }
+  if (onNetwork !== undefined && by !== 'windows') {
+    throw new TypeError(
+      `${cannot} systemd and cron do not know which network this is. Use --every 15m, or have ` +
+        'NetworkManager run it by a script in /etc/NetworkManager/dispatcher.d',
+    )
+  }
   if (onNetwork !== undefined) {
     // deno-lint-ignore no-control-regex
     if (onNetwork.trim() === '' || /[\u0000-\u001f\u007f]/.test(onNetwork)) {
@@ -626,6 +677,19 @@ function span(text: string, option: string, cannot: string): number {
     `${cannot} ${option} ${JSON.stringify(text)} is no span of time. Use minutes, hours or days: ` +
       `${option} 15m, ${option} 1h or ${option} 1d`,
   )
+}
+
+/** Who runs what is due. */
+async function scheduler(by: Schedule['by'], wsl = true): Promise<'windows' | Timers> {
+  if (by !== undefined) return by
+  if (process.platform === 'win32') return 'windows'
+  if (wsl && inWsl()) {
+    throw new Error(
+      'Cannot schedule in WSL: it ends when nobody uses it, and so do its jobs. Run this in Windows, in ' +
+        'PowerShell',
+    )
+  }
+  return await timersHere()
 }
 
 function nameOf(parts: readonly string[]): string {
@@ -708,7 +772,6 @@ function outcome(result: number): string {
 type Command = Omit<Schedule, 'recipe'> & {
   action: 'add' | 'list' | 'remove'
   recipe?: string
-  by?: 'windows' | 'systemd' | 'cron'
   dryRun?: boolean
   json?: boolean
 }
@@ -761,12 +824,7 @@ const options: Record<string, Option> = {
 }
 
 async function run({ action, recipe, by, dryRun = false, json: _, ...rest }: Command) {
-  if (by === undefined && inWsl()) {
-    throw new Error(
-      'Cannot schedule in WSL: it ends when nobody uses it, and so do its jobs. Run this in Windows, in PowerShell',
-    )
-  }
-  if (action === 'list') return await listSchedules()
+  if (action === 'list') return await listSchedules({ by })
   if (recipe === undefined) {
     throw new TypeError(
       action === 'add'
@@ -774,9 +832,9 @@ async function run({ action, recipe, by, dryRun = false, json: _, ...rest }: Com
         : 'Cannot remove nothing. Name what list shows: schedule.ts remove "intranet auto"',
     )
   }
-  if (action === 'add') return await addSchedule({ ...rest, recipe, dryRun })
+  if (action === 'add') return await addSchedule({ ...rest, recipe, by, dryRun })
   const name = [recipe, ...rest.args ?? []].join(' ')
-  return await removeSchedule({ name, dryRun })
+  return await removeSchedule({ name, by, dryRun })
 }
 
 /** What people are told. */
