@@ -19,6 +19,7 @@ import type { StartVmResult } from '../tasks/start-vm.ts'
 import { guardOptions, readGuard } from '../tasks/guard.ts'
 import { commandLine, dryRun, onWindows, type Option, parseHost } from '../tasks/task.ts'
 import { beginBundle, BUNDLE, bundleState, finishBundle, removeBundle } from './run/bundle.ts'
+import { Stopped } from './run/ask.ts'
 import { cutOffMaking, findOut, isSince, madeIn, sizeThere } from './run/cut-off.ts'
 import { checkElevation, converse, elevate, elevateOptions, offerElevation } from './run/elevate.ts'
 import { freeSpace, type Host, localFolder, openHost } from './run/host.ts'
@@ -187,11 +188,6 @@ async function refuseEarly(
   const [check] = makePlan(vm, [], wishes, target).plan.steps
   if (check?.task !== 'check-host') return refusals
   return (await checkHost({ ...check.options, space: 0 }, host.ps)).refusals
-}
-
-/** What a run was stopped by, and how to go on. */
-export class Stopped extends Error {
-  override name = 'Stopped'
 }
 
 async function chooseSource(

@@ -6,6 +6,7 @@ import process from 'node:process'
 import { type GuardOptions, guardOptions, readGuard, undoPending } from '../tasks/guard.ts'
 import { commandLine, dryRun, type Option } from '../tasks/task.ts'
 import { removeBundle } from './run/bundle.ts'
+import { Stopped } from './run/ask.ts'
 import { type Begun, findOut, isWithin, madeIn } from './run/cut-off.ts'
 import { converse, elevate, elevateOptions, offerElevation } from './run/elevate.ts'
 import { type Host, openHost } from './run/host.ts'
@@ -214,7 +215,8 @@ if (given) {
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error)
     screen({ event: 'error', message: offerElevation(message) })
-    screen({ event: 'end', outcome: 'failed', next: [] })
-    process.exitCode = 1
+    const outcome = error instanceof Stopped ? 'stopped' : 'failed'
+    screen({ event: 'end', outcome, next: [] })
+    process.exitCode = outcome === 'stopped' ? 130 : 1
   }
 }

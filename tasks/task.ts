@@ -514,8 +514,11 @@ async function report(work: () => Promise<unknown>): Promise<void> {
     const restart = (result as { restartNeeded?: boolean } | undefined)?.restartNeeded
     if (restart) process.exitCode = process.platform === 'win32' ? 3010 : 1
   } catch (error) {
-    console.error(error instanceof Error ? error.message : String(error))
-    process.exitCode = 1
+    // Ctrl-C at a question of @inquirer/prompts
+    const stopped = error instanceof Error && error.name === 'ExitPromptError'
+    if (stopped) console.error('Stopped at a question: nothing was changed')
+    else console.error(error instanceof Error ? error.message : String(error))
+    process.exitCode = stopped ? 130 : 1
   }
 }
 

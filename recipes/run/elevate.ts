@@ -19,6 +19,7 @@ import process from 'node:process'
 import { StringDecoder } from 'node:string_decoder'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { inWsl, type Option, type PowerShell, powershell } from '../../tasks/task.ts'
+import { AT_A_QUESTION, confirm, select, Stopped } from './ask.ts'
 import {
   answerFile,
   ERR,
@@ -86,12 +87,8 @@ export function converse(
   return {
     ...shown,
     screen: log === undefined ? shown.screen : noted(shown.screen, log),
-    // loaded for who is asked: it takes a tenth of a second
-    confirm: async (message) => await (await import('@inquirer/prompts')).confirm({ message }),
-    select: async (message, names) => {
-      const choices = names.map((name) => ({ name, value: name }))
-      return await (await import('@inquirer/prompts')).select({ message, choices })
-    },
+    confirm,
+    select,
     signal: stopSignal,
   }
 }
@@ -378,7 +375,7 @@ function across(folder: string): Conversation {
     const file = join(folder, answerFile(id))
     say({ event: 'question', id, ...question })
     while (!await fs.pathExists(file)) {
-      if (stop.signal.aborted) throw new Error('Stopped at a question: nothing was changed')
+      if (stop.signal.aborted) throw new Stopped(AT_A_QUESTION)
       await sleep(LOOK)
     }
     return await fs.readJson(file)
