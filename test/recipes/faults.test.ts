@@ -72,6 +72,7 @@ test('are undone, wherever a run is cut off', async ({ dir, host, options, seed 
     if (seen.has(state)) return
     seen.add(state)
     await fs.copy(run, aside)
+    await fs.remove(join(run, 'state', 'locks')) // the run is dead to who takes it back
     const now = await snapshot(host, join(dir, 'now'))
     const tools = { screen: () => {}, host: () => through(host, (_, ps) => ps) }
     await undo({ state: options.state }, tools).catch((error: Error) => {
