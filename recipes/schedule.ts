@@ -544,9 +544,10 @@ function checkSecrets(
   if (args.some((arg) => /\u0000/.test(arg))) {
     throw new TypeError(`${cannot} an argument has a character 0, which no program can be given`)
   }
-  if (args.some((arg) => /[a-z][a-z0-9+.-]*:\/\/[^/@\s]*:[^/@\s]+@/i.test(arg))) {
+  // ssh://me:password@host, and me:password@host
+  if (args.some((arg) => /(:\/\/|^|=)[^/\\@:=\s]*:[^/\\@\s]+@[^@\s]/.test(arg))) {
     throw new TypeError(
-      `${cannot} a URL among its arguments has a password, which others would see. ${
+      `${cannot} an address among its arguments has a password, which others would see. ${
         as === 'linux'
           ? KEY
           : 'Use a key of SSH, or the Credential Manager: --credential manager:TARGET'

@@ -273,6 +273,9 @@ test('runs as it is told: each word as it is, its words in the log, its exit cod
   }, host.ps)
   const [none] = await listSchedules({ by: 'windows' }, host.ps)
   assert.deepEqual([none?.outcome, none?.last, none?.result], ['not yet run', null, 0x41303])
+  // the log goes to another when it is full, and the oldest goes
+  await fs.outputFile(log, 'x'.repeat(LOG_SIZE))
+  for (let n = 1; n <= LOGS; n++) await fs.outputFile(`${log}.${n}`, `${n}`)
   await host.fire('Once')
   const text = await ended(log)
   const lines = text.trimEnd().split('\n').map((line) => {
@@ -306,12 +309,6 @@ test('runs as it is told: each word as it is, its words in the log, its exit cod
     missing: [],
   })
   assert.ok(Math.abs(Date.parse(one?.last ?? '') - Date.now()) < 60_000)
-  // the log goes to another when it is full, and the oldest goes
-  await fs.outputFile(log, 'x'.repeat(LOG_SIZE))
-  for (let n = 1; n <= LOGS; n++) await fs.outputFile(`${log}.${n}`, `${n}`)
-  await host.fire('Once')
-  await ended(log)
-  assert.ok((await fs.stat(log)).size < LOG_SIZE)
   assert.equal((await fs.stat(`${log}.1`)).size, LOG_SIZE)
   assert.equal(await fs.readFile(`${log}.${LOGS}`, 'utf8'), `${LOGS - 1}`)
   assert.equal(await fs.pathExists(`${log}.${LOGS + 1}`), false)
@@ -395,9 +392,10 @@ test('refuses what cannot work, before anything', async () => {
     ],
     [
       { recipe: 'runs', args: ['ssh://me:secret@host'] },
-      'Cannot schedule "runs": a URL among its arguments has a password, which others would see. Use a ' +
+      'Cannot schedule "runs": an address among its arguments has a password, which others would see. Use a ' +
       'key of SSH, or the Credential Manager: --credential manager:TARGET',
     ],
+    [{ args: ['on', '--socks', 'me:pw@host:1080'] }, /an address among its arguments has a/],
     [
       { recipe: 'migrate', args: ['Win10', '--guest-credential', 'env:PW'] },
       'Cannot schedule "migrate": the variable of --guest-credential env:PW is not set when it runs. ' +
@@ -503,21 +501,15 @@ test('writes paths in full, and asks nothing', async () => {
     '--external',
     '桥接/x',
   ])
+  const remote = ['a', '--to', 'ssh://me@host:22', '--yes', '--state', 'D:\\me@home']
   const away = await addSchedule({
     recipe: 'migrate',
     by: 'windows',
-    args: ['a', '--to', 'ssh://host', '--yes', '--state', 'x'],
+    args: remote,
     onLogon: true,
     dryRun: true,
   }, host.ps)
-  assert.deepEqual(away.command.slice(file + 1), [
-    'a',
-    '--to',
-    'ssh://host',
-    '--yes',
-    '--state',
-    'x',
-  ])
+  assert.deepEqual(away.command.slice(file + 1), remote)
   assert.equal(away.notes.length, 1)
 })
 
