@@ -85,6 +85,7 @@ function runner({ program, args, log, folder, limit, network, all = false, note 
     $wlan = ${WLAN}
     $all = ${all}
     $late = ${LATE}
+    $ErrorActionPreference = 'Stop'
     $code = 1
     $lines = New-Object Text.StringBuilder
     $control = '[' + [char]0 + '-' + [char]31 + [char]127 + ']'
@@ -135,27 +136,27 @@ function runner({ program, args, log, folder, limit, network, all = false, note 
         $reads = @($readers | ForEach-Object { $_.ReadLineAsync() })
         $open = @(0, 1)
         $stopped = $false
-        while ($open.Count -gt 0) {
-          $which = [Threading.Tasks.Task]::WaitAny([Threading.Tasks.Task[]]@($open | ForEach-Object { $reads[$_] }), 1000)
+        while ($true) {
+          $which = -1
+          if ($open.Count -gt 0) {
+            $which = [Threading.Tasks.Task]::WaitAny([Threading.Tasks.Task[]]@($open | ForEach-Object { $reads[$_] }), 1000)
+            # what it left running may hold its output open
+            if ($which -lt 0 -and $run.HasExited) { break }
+          } elseif ($run.WaitForExit(1000)) { break }
           if ($which -ge 0) {
             $which = $open[$which]
             $line = $reads[$which].Result
-            if ($null -eq $line) { $open = @($open | Where-Object { $_ -ne $which }); continue }
-            $reads[$which] = $readers[$which].ReadLineAsync()
-            if ($line -and ($all -or $which -eq 0)) { note $line }
-          } elseif ($run.HasExited) { break } # what it left running holds its output open
+            if ($null -eq $line) { $open = @($open | Where-Object { $_ -ne $which }) } else {
+              $reads[$which] = $readers[$which].ReadLineAsync()
+              if ($line -and ($all -or $which -eq 0)) { note $line }
+            }
+          }
           if ($until.Elapsed.TotalSeconds -gt $limit -and -not $stopped) {
             $stopped = $true
             # absent but on Windows
             if (Get-Command taskkill.exe -ErrorAction Ignore) { $null = taskkill.exe /T /F /PID $run.Id }
             if (-not $run.HasExited) { $run.Kill() }
           }
-        }
-        while (-not $run.WaitForExit(1000)) {
-          if ($until.Elapsed.TotalSeconds -le $limit -or $stopped) { continue }
-          $stopped = $true
-          if (Get-Command taskkill.exe -ErrorAction Ignore) { $null = taskkill.exe /T /F /PID $run.Id }
-          if (-not $run.HasExited) { $run.Kill() }
         }
         $code = $run.ExitCode
         if ($stopped) { $code = $late; note "Stopped after $limit seconds, its time limit" }

@@ -319,6 +319,26 @@ test('runs as it is told: each word as it is, its words in the log, its exit cod
   assert.deepEqual((await listSchedules({ by: 'windows' }, host.ps))[0]?.missing, [gone])
 })
 
+test('says in words how a run ended', async () => {
+  await add({ name: 'a' })
+  const cases: [number, string][] = [
+    [0, 'done'],
+    [1, 'failed: see its log'],
+    [130, 'stopped before its end: run it again to go on'],
+    [3010, 'done so far: restart Windows, and it goes on'],
+    [0x41306, 'stopped by a user'],
+    [0x80070002, 'error 0x80070002 of Windows'],
+  ]
+  for (const [code, outcome] of cases) {
+    await host.change((state) => {
+      Object.assign(state.tasks[0], { lastResult: code, nextRun: '2996-12-01T03:00:00Z' })
+    })
+    const [one] = await listSchedules({ by: 'windows' }, host.ps)
+    assert.deepEqual([one?.result, one?.outcome], [code, outcome])
+    assert.equal(Date.parse(one?.next ?? ''), Date.parse('2996-12-01T03:00:00Z'))
+  }
+})
+
 test('runs on its network alone', async () => {
   const log = join(host.dir, 'network.log')
   const there = { recipe: say, by: 'windows' as const, args: ['here'], folder: host.dir, log }
