@@ -340,42 +340,36 @@ test('says in words how a run ended', async () => {
 })
 
 test('runs on its network alone', async () => {
-  const log = join(host.dir, 'network.log')
-  const there = { recipe: say, by: 'windows' as const, args: ['here'], folder: host.dir, log }
-  await addSchedule({ ...there, onNetwork: 'Elsewhere' }, host.ps)
-  await host.fire(CONNECTED)
-  assert.match(await ended(log), / Not run: the host is not on "Elsewhere"\n$/)
   const [profile] = (await host.state()).profiles
-  await fs.remove(log)
-  await addSchedule({ ...there, onNetwork: profile.name.toUpperCase() }, host.ps)
+  const logs = ['away', 'there'].map((name) => join(host.dir, `${name}.log`))
+  for (const [n, onNetwork] of ['Elsewhere', profile.name.toUpperCase()].entries()) {
+    const log = logs[n] as string
+    const name = `network ${n}`
+    const every = undefined
+    await add({ recipe: say, args: ['here'], folder: host.dir, log, name, onNetwork, every })
+  }
   await host.fire(CONNECTED)
-  assert.match(await ended(log), / Exit code 0\n$/)
+  const [away = '', there = ''] = await Promise.all(logs.map(ended))
+  assert.match(away, / Not run: the host is not on "Elsewhere"\n$/)
+  assert.match(there, / Exit code 0\n$/)
 })
 
 test('stops what runs too long, and says when it cannot run', async () => {
-  const log = join(host.dir, 'late.log')
-  const run = (program: string, args: string[]) => {
+  const gone = join(host.dir, 'gone.exe')
+  const logs = ['late', 'gone'].map((name) => join(host.dir, `${name}.log`))
+  const run = (program: string, args: string[], log = '') => {
     const line = runnerArguments({ program, args, log, limit: 1, all: true })
       .replace('-WindowStyle Hidden ', '').split(' ')
     return new Promise<number>((resolve) =>
       execFile('pwsh', line, { env: host.env }, (error) => resolve(error ? Number(error.code) : 0))
     )
   }
-  assert.equal(
-    await run(process.execPath, [
-      'Deno' in globalThis ? 'eval' : '-e',
-      'setTimeout(() => {}, 60_000)',
-    ]),
-    124,
-  )
-  assert.match(
-    await ended(log),
-    / Stopped after 1 seconds, its time limit\n.* Exit code 124\n$/,
-  )
-  const gone = join(host.dir, 'gone.exe')
-  await fs.remove(log)
-  assert.equal(await run(gone, []), 1)
-  assert.ok((await ended(log)).includes(` Cannot run "${gone}": `))
+  const wait = ['Deno' in globalThis ? 'eval' : '-e', 'setTimeout(() => {}, 60_000)']
+  const codes = await Promise.all([run(process.execPath, wait, logs[0]), run(gone, [], logs[1])])
+  assert.deepEqual(codes, [124, 1])
+  const [late = '', cannot = ''] = await Promise.all(logs.map(ended))
+  assert.match(late, / Stopped after 1 seconds, its time limit\n.* Exit code 124\n$/)
+  assert.ok(cannot.includes(` Cannot run "${gone}": `))
 })
 
 test('refuses what cannot work, before anything', async () => {
