@@ -25,7 +25,6 @@ import { checkElevation, converse, elevate, elevateOptions, offerElevation } fro
 import { freeSpace, type Host, localFolder, openHost } from './run/host.ts'
 import { beginJournal, readJournals, record, stateFolder } from './run/journal.ts'
 import { lock, locksOf } from './run/lock.ts'
-import { askedOf, readPlan, refuseBeside, refuseChanges, writePlan } from './run/plan-file.ts'
 import {
   type Disks,
   makePlan,
@@ -65,13 +64,6 @@ export interface MigrateOptions extends Omit<Wishes, 'memory'> {
   prepare?: string | undefined
   /** Suspends BitLocker in the guest then. @default false */
   suspendBitlocker?: boolean | undefined
-  /**
-   * A file with a plan, as `planOut` writes it: exactly that is done, or nothing where what it was made of
-   * has changed. Source, target and wishes come from there.
-   */
-  plan?: string | undefined
-  /** A file that gets the plan, in a dry run too. Another plan there is replaced. */
-  planOut?: string | undefined
   /** The folder for journals. @default the user's data folder */
   state?: string | undefined
   /** @default false */
@@ -106,18 +98,8 @@ export type Outcome = 'done' | 'same' | 'dry-run' | 'declined'
  * Checks, plans, does and verifies. Every refusal comes before the first change, all of them at once.
  * Each step is in the journal when it is done; a run that stopped goes on when it is asked for again.
  */
-export async function migrate(given: MigrateOptions, tools: MigrateTools): Promise<Outcome> {
+export async function migrate(options: MigrateOptions, tools: MigrateTools): Promise<Outcome> {
   const { screen, signal } = tools
-  const { plan: file, planOut, ...own } = given
-  if (file !== undefined) refuseBeside(file, own as Record<string, unknown>)
-  if (planOut !== undefined && own.prepare !== undefined && own.dryRun) {
-    throw new TypeError(
-      'Cannot write a plan now: it is made of the disks of the guest that is made ready first. ' +
-        'Run again without --prepare, or without --dry-run',
-    )
-  }
-  const before = file === undefined ? undefined : await readPlan(file)
-  const options = before ? { ...own, ...before.asked } : own
   if (options.to?.startsWith('ssh:')) parseHost(options.to)
   const { source, to } = await chooseSource(options, tools)
   let vm = await inspectVm({ source })
@@ -129,8 +111,6 @@ export async function migrate(given: MigrateOptions, tools: MigrateTools): Promi
   try {
     const name = options.name ?? vm.name
     const target = await chooseTarget(to, name, { ...options, state }, asked, screen)
-    // it may be run from another folder
-    if (planOut !== undefined && target.kind === 'bundle') target.dir = resolve(target.dir)
     const adapter = await chooseAdapter(wishes, target, asked, tools)
     const asks = {
       ...wishes,
@@ -157,9 +137,6 @@ export async function migrate(given: MigrateOptions, tools: MigrateTools): Promi
     // a PowerShell without Hyper-V was asked in vain
     const host = target.kind === 'bundle' ? undefined : asked
     const { plan, refusals } = makePlan(vm, disks, asks, target)
-    plan.asked = askedOf(asks, source, plan)
-    if (file !== undefined && before) refuseChanges(file, before, plan)
-    const toWrite = structuredClone(plan)
     if (target.kind !== 'bundle') refusals.push(...await refuseTwins(plan))
     // each task refuses what it cannot take, such as a name, before it asks the host
     for (const step of plan.steps) {
@@ -177,7 +154,6 @@ export async function migrate(given: MigrateOptions, tools: MigrateTools): Promi
       }
       screen({ event: 'plan', plan, refusals })
       if (refusals.length > 0) throw new Error([...new Set(refusals)].join('\n'))
-      if (planOut !== undefined) await writePlan(planOut, { ...toWrite, notes: plan.notes })
       if (options.dryRun) return await rehearse(plan, host, tools)
       if (tools.agree && !await tools.agree(plan)) return 'declined'
       return await run(plan, host, { ...tools, signal, state })
@@ -647,16 +623,6 @@ const options: Record<string, Option> = {
     config: true,
     configParser: (path) => fs.readJsonSync(path),
     describe: 'A JSON file with any of these options',
-  },
-  plan: {
-    type: 'string',
-    describe:
-      'A file of --plan-out: do exactly that, or nothing where its source or host has changed',
-  },
-  planOut: {
-    type: 'string',
-    describe: 'A file that gets the plan, for --plan',
-    example: 'plan.json',
   },
   state: { type: 'string', describe: 'Folder for the journals of runs' },
   ...elevateOptions,

@@ -8,7 +8,6 @@ import type { GuardOptions } from '../../tasks/guard.ts'
 import type { Forward, VmDescription } from '../../tasks/inspect-vm.ts'
 import { canPrepare, checkGuest, guestOn } from './guest.ts'
 import { joinHost } from './host.ts'
-import type { Asked } from './plan-file.ts'
 import type { Call, StepResult } from './steps.ts'
 
 export type { StepResult }
@@ -108,8 +107,6 @@ export interface Plan {
   steps: Step[]
   /** What is worth knowing and no obstacle. */
   notes: string[]
-  /** What the plan follows from, for who runs it again. Plans of older versions do not have it. */
-  asked?: Asked
 }
 
 /** What `inspectDisk` says of each disk of the VM, in the VM's order, and when its file was last written. */
