@@ -9,14 +9,31 @@ import { basename, extname, join, parse, resolve } from 'node:path'
 import process from 'node:process'
 import { setImmediate } from 'node:timers/promises'
 import { readVolumes, type Volume } from './convert-disk/contents.ts'
-import { compare, copy } from './convert-disk/copy.ts'
+import {
+  Checkpoint,
+  isWritten,
+  lengthOf,
+  reach,
+  type Reached,
+  reachNothing,
+  restore,
+} from './convert-disk/checkpoint.ts'
+import { compare, copy, type Written } from './convert-disk/copy.ts'
 import { refuseEngine, runEngine } from './convert-disk/engine.ts'
+import { flusher, type Pace } from './convert-disk/flush.ts'
 import { uuidText } from './convert-disk/header.ts'
-import { type Image, KB, MB, printable, WINDOW } from './convert-disk/image.ts'
+import { type Image, KB, MB, printable, WINDOW, type Writer } from './convert-disk/image.ts'
 import { type Layout, readLayout } from './convert-disk/partitions.ts'
 import { writeRaw } from './convert-disk/raw.ts'
 import { listDisks, openSource, openWritten, type Source } from './convert-disk/source.ts'
-import { nearestFolder, refuseSpace, refuseTarget, writeWhole } from './convert-disk/target.ts'
+import {
+  checkpointOf,
+  nearestFolder,
+  refuseSpace,
+  refuseTarget,
+  removeLeftovers,
+  writeWhole,
+} from './convert-disk/target.ts'
 import { writeVdi } from './convert-disk/vdi.ts'
 import { MAX_VHD, writeVhd } from './convert-disk/vhd.ts'
 import { chooseBlockSize, MAX_VHDX, writeVhdx } from './convert-disk/vhdx.ts'
@@ -50,11 +67,19 @@ export interface ConvertDiskOptions {
   seed?: string | undefined
   /** Compare every byte of the result with the source before it gets its name. @default false */
   verify?: boolean | undefined
+  /**
+   * Go on where the same conversion was stopped or killed before, and leave what is written when this one
+   * is. What went wrong in another way begins anew, a full volume too, because others need its room.
+   * With other engines, and where a source, option or what is there is another, it begins at 0; a disk
+   * that is compressed as a whole in an OVA (.gz) is inflated anew, and manifests are compared whole.
+   * @default false
+   */
+  resume?: boolean | undefined
   /** Check all that can be checked before, and write nothing. @default false */
   dryRun?: boolean | undefined
   /** Hears how far the work is; percent, rate and time left follow from that. Not with other engines. */
   onProgress?: ((progress: ConvertDiskProgress) => void) | undefined
-  /** Stops the work: nothing is left behind, and it rejects. */
+  /** Stops the work: nothing is left behind but for `resume`, and it rejects. */
   signal?: AbortSignal | undefined
 }
 
@@ -75,7 +100,9 @@ export interface ConvertDiskResult {
   type: 'dynamic' | 'fixed'
   /** Bytes of the virtual disk. */
   virtualSize: number
-  /** Bytes of data that were written; absent on a dry run and with other engines. */
+  /** Bytes that may hold data and were read by a run of before, from which this one went on. */
+  resumedAt?: number
+  /** Bytes of data that were written, by it too; absent on a dry run and with other engines. */
   dataBytes?: number
   /** Bytes of the file; on a dry run the most that it may take. */
   fileSize: number
@@ -124,6 +151,7 @@ export async function convertDisk(
   options: ConvertDiskOptions,
   /** Asks Windows about the target's folder. @default on Windows and in WSL, its PowerShell */
   ps: PowerShell | undefined = onWindows() ? powershell : undefined,
+  pace: Pace = {},
 ): Promise<ConvertDiskResult> {
   const { from, to, disk, fromFormat, engine = 'embedded', force = false } = options
   const format = options.format ?? formatOf(to)
@@ -190,7 +218,7 @@ export async function convertDisk(
     if (options.dryRun) return { ...result, fileSize: most }
     const blockSize = block?.blockSize
     const wanted = { ...options, format, type, path, virtualSize, blockSize }
-    const written = await write(source, wanted, asked)
+    const written = await write(source, wanted, asked, pace)
     return { ...result, ...written }
   } finally {
     await source.close()
@@ -248,7 +276,9 @@ function nameFiles(disks: string[], format: Format): (disk: string) => string {
 export async function undoConvertDisk(
   { changed, path, format, virtualSize, identifier }: ConvertDiskResult,
 ): Promise<{ changed: boolean; path: string }> {
-  if (!changed || !await stat(path).catch(() => undefined)) return { changed: false, path }
+  if (!changed || !await stat(path).catch(() => undefined)) {
+    return { changed: changed && await removeLeftovers(path), path }
+  }
   const same = await openWritten(path, format).then(async ({ image, close }) => {
     await close()
     return image.virtualSize === virtualSize && image.identifier === identifier
@@ -261,6 +291,17 @@ export async function undoConvertDisk(
   }
   await rm(path)
   return { changed: true, path }
+}
+
+/**
+ * Removes what a conversion that was stopped or killed left for `resume`. Leaves what a process is at
+ * work on.
+ */
+export async function undoUnfinishedConvertDisk(
+  { to }: Pick<ConvertDiskOptions, 'to'>,
+): Promise<{ changed: boolean; path: string }> {
+  const path = resolve(to)
+  return { changed: await removeLeftovers(path), path }
 }
 
 /** Describes a disk image, or each disk of an OVA or OVF. Reads only. */
@@ -303,18 +344,21 @@ async function write(
   source: Source,
   wanted: Wanted,
   ps: PowerShell | undefined,
-): Promise<{ dataBytes?: number; fileSize: number; identifier?: string }> {
+  pace: Pace,
+): Promise<Pick<ConvertDiskResult, 'resumedAt' | 'dataBytes' | 'fileSize' | 'identifier'>> {
   const { from, format, type, path, virtualSize, engine = 'embedded', force = false } = wanted
+  const resume = engine === 'embedded' && wanted.resume === true
   // when copying fails nobody waits for the digest, and the other way round
   const failure = new AbortController()
   const signals = [failure.signal, ...(wanted.signal ? [wanted.signal] : [])]
   const signal = AbortSignal.any(signals)
-  return await writeWhole(path, force, wanted.signal, async (temporary) => {
+  const whole = { path, force, signal: wanted.signal, resume }
+  return await writeWhole(whole, async (temporary, found) => {
     signal.throwIfAborted()
-    const converting: Promise<number | void> = engine === 'embedded'
-      ? convert(source, temporary, wanted, signal)
+    const converting: Promise<Converted | void> = engine === 'embedded'
+      ? convert(source, { temporary, found }, wanted, signal, pace)
       : runEngine({ engine, source, format, type, signal }, from, temporary)
-    const [dataBytes] = await allOrNone([converting, source.verify(signal)], failure)
+    const [converted] = await allOrNone([converting, source.verify(signal)], failure)
     if (engine !== 'embedded') await sync(temporary)
     if (ps) await clearSparse(temporary, ps)
     await source.refuseChanged()
@@ -332,7 +376,7 @@ async function write(
       if (wanted.verify) await refuseDifference(source, image, wanted, signal)
       const { size: fileSize } = await stat(temporary)
       return {
-        ...(typeof dataBytes === 'number' && { dataBytes }),
+        ...converted,
         fileSize,
         ...(image.identifier !== undefined && { identifier: image.identifier }),
       }
@@ -344,30 +388,100 @@ async function write(
 
 const WRITERS = { vhdx: writeVhdx, vhd: writeVhd, vdi: writeVdi, raw: writeRaw }
 
+type Converted = Pick<ConvertDiskResult, 'resumedAt' | 'dataBytes'>
+
 async function convert(
-  { image, allocatedSize }: Source,
-  temporary: string,
-  { format, type, virtualSize, blockSize, seed, onProgress }: Wanted,
+  source: Source,
+  { temporary, found }: { temporary: string; found: boolean },
+  wanted: Wanted,
   signal: AbortSignal,
-): Promise<number> {
-  const file = await open(temporary, 'wx+')
+  pace: Pace,
+): Promise<Converted> {
+  const { image, allocatedSize: total } = source
+  const { virtualSize, onProgress } = wanted
+  const checkpoint = wanted.resume ? await checkpointFor(source, wanted, temporary) : undefined
+  const file = await open(temporary, found ? 'r+' : 'wx+')
   try {
-    const { sectorSize } = image
-    const uuid = uuids(seed)
-    const writer = await WRITERS[format]({ file, virtualSize, sectorSize, type, blockSize, uuid })
-    const onBytes = count('read', allocatedSize, onProgress)
-    const flush = flusher(file)
+    const resumed = found && checkpoint && await goOn(image, file, wanted, checkpoint)
+    if (!resumed) await checkpoint?.remove()
+    const { writer, reached, length } = resumed || {
+      writer: makeWriter(image, file, wanted),
+      reached: undefined,
+      length: 0,
+    }
+    const { blockSize } = writer
+    const at = reached ?? reachNothing(virtualSize, blockSize)
+    // what came after the checkpoint goes
+    await file.truncate(length)
+    if (length < writer.length) await file.truncate(writer.length)
+    const { done: resumedAt, dataBytes: before } = at
+    if (resumedAt > 0) onProgress?.({ done: resumedAt, total, unit: 'bytes', phase: 'read' })
+    const keep = () => {
+      const kept = { ...at, blocks: Buffer.from(at.blocks) }
+      const length = lengthOf(writer, kept.last)
+      // a scanner may have it open for a moment: then the one of before holds
+      return async () => void await checkpoint?.save(kept, length).catch(() => {})
+    }
+    const flush = flusher(file, pace, checkpoint && keep)
     const put = async ({ position, data }: { position: number; data: Buffer }) => {
       await writeAll(file, data, position)
       flush.written(data.length)
     }
-    const dataBytes = await copy(image, writer, put, { onBytes, signal })
+    const work = {
+      from: at.end,
+      onBytes: count('read', total, onProgress, resumedAt),
+      onWritten: checkpoint && ((written: Written) => reach(at, written, blockSize)),
+      signal,
+    }
+    const written = await copy(image, writer, put, work).catch(async (error) => {
+      if (wanted.signal?.aborted && at.end > 0) {
+        await flush.end()
+        await keep()()
+      }
+      throw error
+    })
     await writer.finish()
     await flush.end()
-    return dataBytes
+    if (checkpoint) await keep()()
+    return { ...(resumedAt > 0 && { resumedAt }), dataBytes: before + written }
   } finally {
     await file.close()
   }
+}
+
+function makeWriter(image: Image, file: FileHandle, wanted: Wanted): Writer {
+  const { format, type, virtualSize, blockSize, seed } = wanted
+  const uuid = uuids(seed)
+  const { sectorSize } = image
+  return WRITERS[format]({ file, virtualSize, sectorSize, type, blockSize, uuid })
+}
+
+/** All on which depends what is written, and where; identifiers come last. */
+async function checkpointFor(
+  source: Source,
+  { format, type, virtualSize, blockSize }: Wanted,
+  temporary: string,
+): Promise<Checkpoint> {
+  const parts = [await source.identity(), format, type, virtualSize, blockSize]
+  return new Checkpoint(checkpointOf(temporary), parts)
+}
+
+/** What a run of before has written; undefined when that cannot be relied upon. */
+async function goOn(
+  image: Image,
+  file: FileHandle,
+  wanted: Wanted,
+  checkpoint: Checkpoint,
+): Promise<{ writer: Writer; reached: Reached; length: number } | undefined> {
+  const writer = makeWriter(image, file, wanted)
+  const kept = await checkpoint.read(wanted.virtualSize, writer.blockSize)
+  if (!kept) return undefined
+  const { reached } = kept
+  const length = restore(writer, reached)
+  const { size } = await file.stat()
+  const fits = length === kept.length && length <= size
+  if (!fits || !await isWritten(image, writer, file, reached)) return undefined
+  return { writer, reached, length }
 }
 
 async function refuseDifference(
@@ -383,28 +497,6 @@ async function refuseDifference(
     `Cannot write "${printable(path)}": read again, it differs from the source ` +
       `in the ${WINDOW} bytes from byte ${offset} of the disk. Check the volume and the memory of this machine`,
   )
-}
-
-/** Bytes that are written between two flushes. */
-const FLUSH = 128 * MB
-
-/** Flushes while the copying goes on, so that the last flush, on which all wait, is short. */
-function flusher(file: FileHandle) {
-  let since = 0
-  let flush: Promise<unknown> | undefined
-  return {
-    written: (bytes: number) => {
-      since += bytes
-      if (since < FLUSH || flush) return
-      since = 0
-      // a failure shows again in the end
-      flush = file.datasync().catch(() => {}).then(() => flush = undefined)
-    },
-    end: async () => {
-      await flush
-      await file.sync()
-    },
-  }
 }
 
 /** What another program wrote is only in memory yet, as far as is known. */
@@ -456,8 +548,8 @@ function count(
   phase: 'read' | 'verify',
   total: number,
   onProgress: ConvertDiskOptions['onProgress'],
+  done = 0,
 ): (bytes: number) => void {
-  let done = 0
   return (bytes) => onProgress?.({ done: done += bytes, total, unit: 'bytes', phase })
 }
 
@@ -541,12 +633,14 @@ function draw(): ((progress: ConvertDiskProgress) => void) | undefined {
   if (!process.stderr.isTTY) return undefined
   const start = performance.now()
   let shown = 0
+  let first: number | undefined
   return ({ done, total, phase }) => {
+    first ??= done
     if (performance.now() - shown < 250 && done < total) return
     shown = performance.now()
-    const rate = done / Math.max(1, shown - start) * 1000
+    const rate = (done - (phase === 'read' ? first : 0)) / Math.max(1, shown - start) * 1000
     const percent = `${Math.floor(done / total * 100)} %`.padStart(5)
-    const left = phase === 'read' ? `, ${Math.ceil((total - done) / rate)} s left` : ''
+    const left = phase === 'read' && rate > 0 ? `, ${Math.ceil((total - done) / rate)} s left` : ''
     process.stderr.write(`\r${phase} ${percent}, ${Math.round(rate / MB)} MB/s${left}\x1b[K`)
     if (done === total) process.stderr.write('\r\x1b[K')
   }
@@ -577,6 +671,7 @@ await command(
     engine: { choices: ['embedded', 'qemu-img', 'vboxmanage'], describe: 'Default: embedded' },
     verify: { type: 'boolean', describe: 'Compare every byte of the result with the source' },
     force: { type: 'boolean', describe: 'Replace an existing target, in the end' },
+    resume: { type: 'boolean', describe: 'Go on where the same command was stopped' },
     seed: { type: 'string', describe: 'Fixes the identifiers of the result' },
     info: { type: 'boolean', describe: 'Only describe the source' },
     dryRun,

@@ -18,7 +18,20 @@ const AT_ONCE = 8
 export interface Work {
   /** Hears the bytes that are done, each time some are. */
   onBytes?: ((bytes: number) => void) | undefined
+  /** Hears of each piece, in the disk's order, when it and all before it are written. */
+  onWritten?: ((written: Written) => void) | undefined
+  /** Byte of the disk where it begins, a multiple of {@link WINDOW}. @default 0 */
+  from?: number | undefined
   signal: AbortSignal
+}
+
+export interface Written {
+  /** Byte of the disk behind the piece, a multiple of {@link WINDOW}. */
+  end: number
+  /** Its bytes that are not zeros, as bytes of the disk. */
+  parts: { start: number; end: number }[]
+  /** What {@link Work.onBytes} hears of it. */
+  bytes: number
 }
 
 /**
@@ -27,21 +40,31 @@ export interface Work {
  */
 export async function copy(
   image: Image,
-  { place }: Writer,
+  { place }: Pick<Writer, 'place'>,
   put: (write: Write) => Promise<unknown>,
   work: Work,
 ): Promise<number> {
   let written = 0
-  await eachPiece(pieces(image), work, async (piece, slot, inOrder) => {
+  const inWork: { written: Written; done: boolean }[] = []
+  await eachPiece(pieces(image, work.from), work, async (piece, slot, inOrder) => {
     await load(piece, slot)
     const data = slot.data.subarray(0, piece.length)
+    const { offset } = piece
     const parts = [...nonZero(data)]
-    const writes = await inOrder(() =>
-      parts.flatMap(({ start, end }) => place(piece.offset + start, data.subarray(start, end)))
-    )
+      .map(({ start, end }) => ({ start: offset + start, end: offset + end }))
+    const bytes = piece.runs.reduce((sum, { length }) => sum + length, 0)
+    const own = { written: { end: offset + WINDOW, parts, bytes }, done: false }
+    const writes = await inOrder(() => {
+      inWork.push(own)
+      return parts.flatMap(({ start, end }) =>
+        place(start, data.subarray(start - offset, end - offset))
+      )
+    })
     await Promise.all(writes.map(put))
     for (const { start, end } of parts) written += end - start
-    return piece.runs.reduce((sum, { length }) => sum + length, 0)
+    own.done = true
+    for (; inWork[0]?.done; inWork.shift()) work.onWritten?.(inWork[0].written)
+    return bytes
   })
   return written
 }

@@ -1,11 +1,13 @@
 /** The files that a source is read from: opened read only, not in use, and the same to the end. */
 import { type BigIntStats, constants, readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { createHash } from 'node:crypto'
 import { type FileHandle, open, realpath, rm, stat } from 'node:fs/promises'
+import { resolve } from 'node:path'
 import process from 'node:process'
 import { Readable } from 'node:stream'
 import { setTimeout } from 'node:timers/promises'
 import { createGunzip } from 'node:zlib'
-import { type Bytes, ImageError, MB, printable } from './image.ts'
+import { type Bytes, ImageError, KB, MB, printable } from './image.ts'
 
 export class Files {
   #files: { path: string; file: FileHandle; stat: BigIntStats; alone: boolean }[] = []
@@ -95,6 +97,20 @@ export class Files {
         }": it was changed while it was read. Shut the VM down and run again`,
       )
     }
+  }
+
+  /**
+   * Which files are read: equal while nobody has written to one of them. Of content their beginnings are
+   * looked at, where most formats have what changes with each writing.
+   */
+  async identity(): Promise<string[][]> {
+    return await Promise.all(this.#files.map(async ({ path, file, stat }) => {
+      const { size, mtimeNs, ctimeNs } = stat
+      const start = Buffer.alloc(Math.min(Number(size), 64 * KB))
+      await fileBytes(path, file, start.length).read(0, start.length, start)
+      const header = createHash('sha256').update(start).digest('hex')
+      return [resolve(path), String(size), String(mtimeNs), String(ctimeNs), header]
+    }))
   }
 
   /** Whether a file is one of those that are read, by whatever name. */

@@ -87,9 +87,16 @@ export interface Image {
 /** An image that is being written. */
 export interface Writer {
   identifier?: string
+  /** Bytes that the file has before anything is written; those are zeros. */
+  length: number
+  /**
+   * Bytes of a block, where blocks get their places as data comes for them, one behind the other.
+   * Without it all bytes of the disk have theirs from the start, in its order.
+   */
+  blockSize?: number
   /**
    * Gives data that is not all zeros its place. Called in the order of the disk, so that equal disks
-   * give equal files, and once for each byte at most.
+   * give equal files. The same byte has the same place again.
    */
   place: (offset: number, data: Buffer) => Write[]
   /** Writes what is only known in the end: tables, headers. */
@@ -154,12 +161,13 @@ export const SECTOR = 512
 /** What is copied at once: the largest grain, and a block of VHD and VHDX as they are written here. */
 export const WINDOW = 2 * MB
 
-/** Cuts the runs of an image at the borders of windows. */
-export async function* pieces(image: Image): AsyncGenerator<Piece> {
+/** Cuts the runs of an image at the borders of windows. `from` is such a border, to begin with. */
+export async function* pieces(image: Image, from = 0): AsyncGenerator<Piece> {
+  if (from > 0 && from >= image.virtualSize) return
   let piece: Piece | undefined
-  for await (const run of image.runs()) {
+  for await (const run of image.runs(from)) {
     if (run.bytes === ZEROS) continue
-    for (let done = 0; done < run.length;) {
+    for (let done = Math.max(0, from - run.offset); done < run.length;) {
       const offset = run.offset + done
       const start = offset - offset % WINDOW
       if (piece?.offset !== start) {

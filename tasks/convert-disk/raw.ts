@@ -15,9 +15,9 @@ export function openRaw(bytes: Bytes): Image {
   }
 }
 
-export async function writeRaw({ file, virtualSize }: WriterOptions): Promise<Writer> {
-  await file.truncate(virtualSize)
+export function writeRaw({ virtualSize }: WriterOptions): Writer {
   return {
+    length: virtualSize,
     place: (offset, data) => [{ position: offset, data }],
     finish: () => Promise.resolve(),
   }

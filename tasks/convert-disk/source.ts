@@ -28,6 +28,8 @@ export interface Source {
   refuseInUse: () => Promise<void>
   /** Rejects when a file that was read is not what it was. */
   refuseChanged: () => Promise<void>
+  /** Equal for the same disk of the same files, while nobody has written to one of them. */
+  identity: () => Promise<unknown[]>
   /** Whether a file is one of those that are read, by whatever name. */
   has: (path: string) => Promise<boolean>
   close: () => Promise<void>
@@ -71,9 +73,12 @@ export async function openSource(
       image = await withParents(image, bytes, new Beside(path, machines, files))
     }
     const member = found?.members?.find((member) => member.name === name)
+    const surveyed = await survey(image)
+    const { format: stored, variant, virtualSize, sectorSize, identifier } = image
+    const kind = { stored, variant, virtualSize, sectorSize, identifier, ...surveyed }
     return {
       image,
-      ...await survey(image),
+      ...surveyed,
       path,
       ...(member && { member }),
       single: !image.chain && (!found || found.isSingle(name as string)),
@@ -83,6 +88,7 @@ export async function openSource(
       },
       refuseInUse: () => files.refuseInUse(),
       refuseChanged: () => files.refuseChanged(),
+      identity: async () => [name, kind, ...await files.identity()],
       has: (path) => files.has(path),
       close,
     }

@@ -1,6 +1,7 @@
 /** A file that is there whole or not at all: written beside its place, and renamed last. */
 import { randomBytes } from 'node:crypto'
-import { mkdir, open, readdir, rename, rm, rmdir, stat, statfs } from 'node:fs/promises'
+import { lstat, mkdir, open, readdir, rename, rm, rmdir, stat, statfs } from 'node:fs/promises'
+import { uptime } from 'node:os'
 import { basename, dirname, join, resolve } from 'node:path'
 import process from 'node:process'
 import { printable } from './image.ts'
@@ -47,7 +48,8 @@ export async function refuseSpace(path: string, needed: number): Promise<void> {
     )
   }
   const { bavail, bsize } = await statfs(folder)
-  const free = bavail * bsize
+  // what stopped runs left is gone on with, or removed
+  const free = bavail * bsize + await sizeOfLeftovers(path)
   if (free >= needed) return
   throw new Error(
     `Cannot write "${printable(path)}": it may take up to ${megabytes(needed)}, ` +
@@ -63,41 +65,130 @@ export async function nearestFolder(path: string): Promise<string | undefined> {
   }
 }
 
-/** Lets `make` write the file under a temporary name. When that fails nothing of it is left. */
+/**
+ * Lets `make` write the file under a temporary name. When that fails nothing of it is left, but where it
+ * may `resume`: when it is stopped, or its process killed, what is written stays if a checkpoint is beside
+ * it, and is what the next run is given (`found`), under another name.
+ */
 export async function writeWhole<T>(
-  path: string,
-  force: boolean,
-  signal: AbortSignal | undefined,
-  make: (temporary: string) => Promise<T>,
+  { path, force, signal, resume = false }: {
+    path: string
+    force: boolean
+    signal: AbortSignal | undefined
+    resume?: boolean
+  },
+  make: (temporary: string, found: boolean) => Promise<T>,
 ): Promise<T> {
   const folder = dirname(path)
   let made: string | undefined
   let temporary: string | undefined
   try {
     made = await mkdir(folder, { recursive: true })
+    const found = resume ? await takeOver(path) : undefined
+    temporary = found ?? nameOf(path, randomBytes(4).toString('hex'))
+    inWork.add(temporary)
     await removeLeftovers(path)
-    temporary = `${path}.${process.pid}-${randomBytes(4).toString('hex')}.partial`
-    const result = await make(temporary)
+    const result = await make(temporary, found !== undefined)
     signal?.throwIfAborted()
     await refuseTarget(path, force) // it may have come meanwhile
     await rename(temporary, path)
+    await rm(checkpointOf(temporary), { force: true })
     await syncFolder(folder)
     return result
   } catch (error) {
-    if (temporary !== undefined) await rm(temporary, { force: true })
-    if (made !== undefined) await removeFolders(folder, made)
-    throw explain(error, path, signal)
+    const kept = temporary !== undefined && resume && signal?.aborted === true &&
+      await isThere(checkpointOf(temporary))
+    if (temporary !== undefined && !kept) {
+      for (const name of [temporary, ...checkpointsOf(temporary)]) await rm(name, { force: true })
+    }
+    if (made !== undefined && !kept) await removeFolders(folder, made)
+    throw explain(error, path, signal, kept)
+  } finally {
+    if (temporary !== undefined) inWork.delete(temporary)
   }
 }
 
-/** What killed runs left: the process in the name is gone, and only this kit names files so. */
-async function removeLeftovers(path: string): Promise<void> {
+/** Where it is kept how far a temporary file is. */
+export const checkpointOf = (temporary: string): string =>
+  temporary.replace(/partial$/, 'checkpoint')
+
+/** And under what name it is written. */
+const checkpointsOf = (temporary: string): string[] => {
+  const checkpoint = checkpointOf(temporary)
+  return [checkpoint, `${checkpoint}.new`]
+}
+
+/** Temporary files of this process: its number alone may be that of one of before, as in containers. */
+const inWork = new Set<string>()
+
+const nameOf = (path: string, id: string) => `${path}.${process.pid}-${id}.partial`
+
+interface Leftover {
+  file: string
+  /** Equal for a file and its checkpoint. */
+  id: string
+  kind: string
+}
+
+/** What stopped and killed runs left of a file: only this kit names files so, and their process is gone. */
+async function findLeftovers(path: string): Promise<Leftover[]> {
   const start = `${basename(path)}.`
-  for (const name of await readdir(dirname(path))) {
+  const names = await readdir(dirname(path)).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return []
+    throw error
+  })
+  const found: Leftover[] = []
+  for (const name of names) {
     if (!name.startsWith(start)) continue
-    const pid = name.slice(start.length).match(/^(\d+)-[0-9a-f]{8}\.partial$/)?.[1]
-    if (pid !== undefined && !lives(Number(pid))) await rm(join(dirname(path), name))
+    const [, pid, id, kind] = name.slice(start.length).match(
+      /^(\d+)-([0-9a-f]{8})\.(partial|checkpoint|checkpoint\.new)$/,
+    ) ??
+      []
+    if (pid === undefined || id === undefined || kind === undefined) continue
+    const file = join(dirname(path), name)
+    const owned = Number(pid) === process.pid
+      ? inWork.has(file.replace(/checkpoint(\.new)?$/, 'partial'))
+      : lives(Number(pid)) && !await isOlderThanBoot(file)
+    if (!owned) found.push({ file, id, kind })
   }
+  return found
+}
+
+/** Gives a file and checkpoint that are nobody's any more this process's number. */
+async function takeOver(path: string): Promise<string | undefined> {
+  const leftovers = await findLeftovers(path)
+  for (const { file, id } of leftovers.filter(({ kind }) => kind === 'checkpoint')) {
+    const partial = leftovers.find((other) => other.id === id && other.kind === 'partial')
+    if (!partial || !(await lstat(partial.file).catch(() => undefined))?.isFile()) continue
+    const temporary = nameOf(path, id)
+    inWork.add(temporary)
+    try {
+      // of two runs one can do this
+      await rename(file, checkpointOf(temporary))
+      await rename(partial.file, temporary)
+      return temporary
+    } catch (error) {
+      inWork.delete(temporary)
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
+    }
+  }
+}
+
+/** Removes what stopped and killed runs left of a file, and says whether there was anything. */
+export async function removeLeftovers(path: string): Promise<boolean> {
+  const leftovers = await findLeftovers(path)
+  for (const { file } of leftovers) await rm(file, { force: true })
+  return leftovers.length > 0
+}
+
+/** Bytes that they take. */
+async function sizeOfLeftovers(path: string): Promise<number> {
+  let size = 0
+  for (const { file } of await findLeftovers(path)) {
+    const found = await lstat(file).catch(() => undefined)
+    size += (found?.blocks ?? 0) * 512 // POSIX and Node count blocks of 512 bytes everywhere
+  }
+  return size
 }
 
 function lives(pid: number): boolean {
@@ -108,6 +199,14 @@ function lives(pid: number): boolean {
     return (error as NodeJS.ErrnoException).code === 'EPERM'
   }
 }
+
+/** Nobody has written to it since the computer was started; a minute for clocks that were set. */
+async function isOlderThanBoot(file: string): Promise<boolean> {
+  const found = await lstat(file).catch(() => undefined)
+  return found !== undefined && found.mtimeMs < Date.now() - (uptime() + 60) * 1000
+}
+
+const isThere = async (path: string) => await stat(path).then(() => true, () => false)
 
 /** So that the new name survives a power failure. Windows has no such call for folders. */
 async function syncFolder(folder: string): Promise<void> {
@@ -125,9 +224,15 @@ async function removeFolders(folder: string, made: string): Promise<void> {
   }
 }
 
-function explain(error: unknown, path: string, signal: AbortSignal | undefined): unknown {
+function explain(
+  error: unknown,
+  path: string,
+  signal: AbortSignal | undefined,
+  kept: boolean,
+): unknown {
   if (signal?.aborted) {
-    return new Error(`Stopped: "${printable(path)}" was not written`, { cause: error })
+    const rest = kept ? ' to its end. Run the same again: it goes on from what is there' : ''
+    return new Error(`Stopped: "${printable(path)}" was not written${rest}`, { cause: error })
   }
   const why: Record<string, string> = {
     ENOSPC: 'the volume is full. Free space, or name a file on another volume by --to',

@@ -188,9 +188,7 @@ async function readHeader(bytes: Bytes) {
 /** VirtualBox's own block size. */
 const BLOCK = MB
 
-export async function writeVdi(
-  { file, virtualSize, type, uuid }: WriterOptions,
-): Promise<Writer> {
+export function writeVdi({ file, virtualSize, type, uuid }: WriterOptions): Writer {
   const blocks = Math.ceil(virtualSize / BLOCK)
   const offBlocks = MB
   const offData = offBlocks + Math.ceil(blocks * 4 / MB) * MB
@@ -200,9 +198,10 @@ export async function writeVdi(
   for (let block = 0; block < blocks; block++) map.writeUInt32LE(FREE, block * 4)
   if (type === 'fixed') { for (let block = 0; block < blocks; block++) allocate(block) }
   const [uuidCreate, uuidModify] = [uuid(), uuid()]
-  await file.truncate(offData)
   return {
     identifier: uuidCreate,
+    length: offData,
+    ...(type === 'dynamic' && { blockSize: BLOCK }),
     place: (offset, data) =>
       spread(offset, data, BLOCK, (block) => {
         if (map.readUInt32LE(block * 4) === FREE) allocate(block)

@@ -277,15 +277,13 @@ const BLOCK = 2 * MB
 /** A bit for each sector of a block. */
 const BITMAP = BLOCK / SECTOR / 8
 
-export async function writeVhd(
-  { file, virtualSize, type, uuid: next }: WriterOptions,
-): Promise<Writer> {
+export function writeVhd({ file, virtualSize, type, uuid: next }: WriterOptions): Writer {
   const uniqueId = next()
   const footer = makeFooter(virtualSize, type, uniqueId)
   if (type === 'fixed') {
-    await file.truncate(virtualSize)
     return {
       identifier: uniqueId,
+      length: virtualSize,
       place: (offset, data) => [{ position: offset, data }],
       finish: async () => void await file.write(footer, 0, footer.length, virtualSize),
     }
@@ -297,6 +295,8 @@ export async function writeVhd(
   let end = tableOffset + table.length
   return {
     identifier: uniqueId,
+    length: 0,
+    blockSize: BLOCK,
     place: (offset, data) => {
       const bitmaps: Write[] = []
       const writes = spread(offset, data, BLOCK, (block) => {

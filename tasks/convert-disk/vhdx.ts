@@ -583,9 +583,9 @@ export function chooseBlockSize(
     : { blockSize: 2 * MB, reason: 'data of a disk that was used lies scattered' }
 }
 
-export async function writeVhdx(
+export function writeVhdx(
   { file, virtualSize, sectorSize, type, blockSize = 2 * MB, uuid }: WriterOptions,
-): Promise<Writer> {
+): Writer {
   const blocks = Math.ceil(virtualSize / blockSize)
   const ratio = chunkRatio(sectorSize, blockSize)
   const entries = blocks + Math.floor((blocks - 1) / ratio)
@@ -601,10 +601,11 @@ export async function writeVhdx(
     return position
   }
   if (type === 'fixed') { for (let block = 0; block < blocks; block++) positionOf(block) }
-  await file.truncate(end)
   const [fileWriteGuid, dataWriteGuid, diskId] = [uuid(), uuid(), uuid()]
   return {
     identifier: diskId,
+    length: end,
+    ...(type === 'dynamic' && { blockSize }),
     place: (offset, data) => spread(offset, data, blockSize, positionOf),
     finish: async () => {
       const put = (data: Buffer, at: number) => file.write(data, 0, data.length, at)
