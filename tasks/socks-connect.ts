@@ -33,7 +33,7 @@ export interface SocksConnectResult {
 
 /**
  * A connection through a SOCKS5 proxy (RFC 1928, with user and password by RFC 1929). It is paused and
- * half open: it ends when both sides have ended it.
+ * half open: it ends when both sides have ended it. Where it broke at once, it is destroyed already.
  */
 export async function socksConnect(
   { host, port, proxy, user, password, timeout = 30 }: SocksConnectOptions,
@@ -64,6 +64,8 @@ export async function socksConnect(
     socket.destroy()
     throw unreachable(through, error as NodeJS.ErrnoException, timeout)
   }
+  // the package listens only while it shakes hands, and an error that nobody hears ends the process
+  socket.on('error', () => {})
   // one that ends half way through has said no
   const giveUp = () => socket.destroy()
   socket.once('end', giveUp)
@@ -205,13 +207,15 @@ function refused(
  */
 async function pour(socket: Socket, { host, port }: SocksConnectOptions): Promise<void> {
   const { stdin, stdout } = process
+  const lost = (error: NodeJS.ErrnoException) => {
+    const how = error.code === 'ECONNRESET'
+      ? 'the SOCKS5 proxy reset it (ECONNRESET)'
+      : error.message
+    return new Error(`Lost the connection to ${host}:${port}: ${how}. Run the same again`)
+  }
+  if (socket.errored) throw lost(socket.errored)
   const failed = new Promise<never>((_, reject) => {
-    socket.once('error', (error: NodeJS.ErrnoException) => {
-      const how = error.code === 'ECONNRESET'
-        ? 'the SOCKS5 proxy reset it (ECONNRESET)'
-        : error.message
-      reject(new Error(`Lost the connection to ${host}:${port}: ${how}. Run the same again`))
-    })
+    socket.once('error', (error: NodeJS.ErrnoException) => reject(lost(error)))
     // whoever read is gone, and nobody is left to tell
     stdout.once('error', () => socket.destroy())
     stdin.once('error', () => socket.end())
