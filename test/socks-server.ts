@@ -1,6 +1,7 @@
 /** A SOCKS5 server of a test's own, in this process: it counts, it stalls and it breaks on demand. */
 import { connect, createServer, type Socket } from 'node:net'
 import { once } from 'node:events'
+import { freePort } from './ports.ts'
 
 export interface SocksServer {
   /** `127.0.0.1:port` */
@@ -84,9 +85,9 @@ export async function socksServer(options: SocksServerOptions = {}): Promise<Soc
   const server = createServer({ allowHalfOpen: true, noDelay: true }, (client) => {
     serve(keep(client)).catch(() => client.destroy())
   })
-  server.listen(0, '127.0.0.1')
+  const port = await freePort()
+  server.listen(port, '127.0.0.1')
   await once(server, 'listening')
-  const { port } = server.address() as { port: number }
   const cut = () => sockets.forEach((socket) => socket.destroy())
   return {
     address: `127.0.0.1:${port}`,
@@ -134,7 +135,7 @@ function reader(socket: Socket) {
 /** A server on a free port of loopback that `serve` answers; `close` ends its connections too. */
 export async function tcpServer(
   serve: (socket: Socket) => void,
-  port = 0,
+  port?: number,
 ): Promise<{ port: number; sockets: Set<Socket>; close: () => Promise<void> }> {
   const sockets = new Set<Socket>()
   const server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => {
@@ -142,10 +143,11 @@ export async function tcpServer(
     socket.once('close', () => sockets.delete(socket)).on('error', () => socket.destroy())
     serve(socket)
   })
-  server.listen(port, '127.0.0.1')
+  const own = port ?? await freePort()
+  server.listen(own, '127.0.0.1')
   await once(server, 'listening')
   return {
-    port: (server.address() as { port: number }).port,
+    port: own,
     sockets,
     close: async () => {
       for (const socket of sockets) socket.destroy()

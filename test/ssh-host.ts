@@ -1,13 +1,13 @@
 /** A machine over SSH of a test's own: a real sshd on loopback, with keys made for it. */
 import fs from 'fs-extra'
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
-import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import process from 'node:process'
 import { setTimeout as wait } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { which } from 'zx'
+import { freePort } from './ports.ts'
 
 const execute = promisify(execFile)
 
@@ -101,7 +101,7 @@ export async function sshHost(
       stdio: ['ignore', log, log],
     })
     for (let n = 0; !/listening on/.test(await fs.readFile(file('sshd.log'), 'utf8')); n++) {
-      if (n > 100) {
+      if (n > 1200 || started.exitCode !== null) {
         throw new Error(`sshd does not start: ${await fs.readFile(file('sshd.log'), 'utf8')}`)
       }
       await wait(50)
@@ -165,13 +165,4 @@ async function children(pid: number): Promise<number[]> {
   const below = all.filter(([, parent, name]) => Number(parent) === pid && /^sshd/.test(name ?? ''))
     .map(([id]) => Number(id))
   return [...below, ...(await Promise.all(below.map(children))).flat()]
-}
-
-function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer().once('error', reject).listen(0, '127.0.0.1', () => {
-      const address = server.address()
-      server.close(() => resolve(typeof address === 'object' ? address?.port ?? 0 : 0))
-    })
-  })
 }

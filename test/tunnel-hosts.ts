@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import process from 'node:process'
 import { setTimeout as wait } from 'node:timers/promises'
 import { promisify } from 'node:util'
-import { tcpServer } from './socks-server.ts'
+import { freePort } from './ports.ts'
 import { sshd } from './ssh-host.ts'
 
 const execute = promisify(execFile)
@@ -167,12 +167,6 @@ export async function reaches(port: number): Promise<boolean> {
   } finally {
     socket.destroy()
   }
-}
-
-async function freePort(): Promise<number> {
-  const server = await tcpServer(() => {})
-  await server.close()
-  return server.port
 }
 
 /** The processes of sshd below one. */

@@ -16,6 +16,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import process from 'node:process'
 import { parseArgs } from 'node:util'
+import { freePort } from '../ports.ts'
 import { tcpServer } from '../socks-server.ts'
 import { reaches, type SshServer, sshServer, until } from '../tunnel-hosts.ts'
 
@@ -105,18 +106,17 @@ async function openTunnel(known: string): Promise<number> {
 }
 
 async function systemSsh(known: string): Promise<number> {
-  const free = await tcpServer(() => {})
-  await free.close()
+  const port = await freePort()
   const config = join(dir, 'config')
   const entry = (name: string, { port, identity }: SshServer, more: string) =>
     `Host ${name}\n  HostName 127.0.0.1\n  Port ${port}\n  User root\n  IdentityFile ${identity}\n` +
     `  UserKnownHostsFile ${known}\n  BatchMode yes\n  IdentityAgent none\n${more}`
   await fs.writeFile(config, entry('jump', jump, '') + entry('host', host, '  ProxyJump jump\n'))
-  const forward = `127.0.0.1:${free.port}:127.0.0.1:${target.port}`
+  const forward = `127.0.0.1:${port}:127.0.0.1:${target.port}`
   const child = spawn('ssh', ['-F', config, '-N', '-L', forward, 'host'], { stdio: 'inherit' })
   children.push(child)
-  await until(() => reaches(free.port), 'ssh -L')
-  return free.port
+  await until(() => reaches(port), 'ssh -L')
+  return port
 }
 
 async function open(port: number): Promise<Socket> {

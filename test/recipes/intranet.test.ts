@@ -288,7 +288,7 @@ function recipeOf(...args: string[]) {
 
 /** What the task noted of its run, when it has. */
 async function noted(log: string): Promise<string> {
-  for (let n = 0; n < 300; n++) {
+  for (let n = 0; n < 900; n++) {
     const text = await fs.readFile(log, 'utf8').catch(() => '')
     if (text.endsWith('\n')) return text
     await wait(100)

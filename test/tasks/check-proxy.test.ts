@@ -11,17 +11,12 @@ import { suite } from 'uvu'
 import { checkProxy, type ProxyCheck } from '../../tasks/check-proxy.ts'
 import { Secret } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
+import { freePort } from '../ports.ts'
 import { runTask } from '../run-task.ts'
 import { socksServer, tcpServer } from '../socks-server.ts'
 
 const states = (checks: ProxyCheck[]) =>
   checks.map(({ check, user, state }) => `${check}${user === null ? '' : `/${user}`} ${state}`)
-
-async function freePort(): Promise<number> {
-  const server = await tcpServer(() => {})
-  await server.close()
-  return server.port
-}
 
 /** A program that listens on a port of loopback, ended after the work. */
 async function serving<T>(
@@ -228,7 +223,7 @@ parts('tells a port where nothing listens, and tries no more there', async () =>
 parts('tells a server that never answers, by its firewall’s command', async () => {
   const server = await tcpServer(() => {})
   try {
-    const { checks } = await checkProxy({ proxy: `127.0.0.1:${server.port}`, timeout: 0.2 })
+    const { checks } = await checkProxy({ proxy: `127.0.0.1:${server.port}`, timeout: 1 })
     deepEqual(states(checks), [
       'tcp ok',
       'connect timed-out',
