@@ -6,6 +6,7 @@
  */
 import fs from 'fs-extra'
 import { spawn } from 'node:child_process'
+import { randomUUID } from 'node:crypto'
 import { dirname, join, resolve } from 'node:path'
 import process from 'node:process'
 import { createInterface } from 'node:readline'
@@ -42,7 +43,11 @@ export async function tunnelsUp(
   { config, state, timeout = 60, dryRun = false }: TunnelsOptions,
 ): Promise<TunnelsResult> {
   const { file, log } = files(state)
-  const wanted = { config: resolve(config), text: await fs.readFile(config, 'utf8') }
+  const wanted: Kept = {
+    config: resolve(config),
+    text: await fs.readFile(config, 'utf8'),
+    id: randomUUID(),
+  }
   const there = await kept(file)
   if (there && there.config === wanted.config && there.text === wanted.text) {
     return { changed: false, tunnels: await open(log), log }
@@ -78,9 +83,10 @@ export async function tunnelsDown(
 ): Promise<TunnelsResult> {
   const { file, log } = files(state)
   const changed = await kept(file) !== undefined
-  if (!changed || dryRun) return { changed, tunnels: [], log }
-  await fs.remove(file)
-  for (let n = 0; n < 100; n++) {
+  if (dryRun) return { changed, tunnels: [], log }
+  await fs.remove(file) // one that nobody renews, too
+  if (!changed) return { changed, tunnels: [], log }
+  for (let n = 0; n < 300; n++) {
     if ((await told(log)).some(({ event }) => event === 'ended')) break
     await wait(100)
   }
@@ -93,8 +99,15 @@ export async function tunnelsNow(state: string): Promise<TunnelsResult> {
   return { changed: false, tunnels: await kept(file) ? await open(log) : [], log }
 }
 
+interface Kept {
+  config: string
+  text: string
+  /** Whose file it is: a process that was away for long, as the machine slept, may find another's. */
+  id: string
+}
+
 /** What a process keeps; undefined where none does. */
-async function kept(file: string): Promise<{ config: string; text: string } | undefined> {
+async function kept(file: string): Promise<Kept | undefined> {
   const found = await fs.stat(file).catch(() => undefined)
   if (!found || Date.now() - found.mtimeMs > STALE * 1000) return undefined
   return await fs.readJson(file).catch(() => undefined)
@@ -130,7 +143,12 @@ async function open(log: string): Promise<TunnelsResult['tunnels']> {
 
 /** The process that keeps them. */
 async function keep(file: string, log: string): Promise<void> {
-  const { config, text } = await fs.readJson(file)
+  const { config, text, id } = await fs.readJson(file) as Kept
+  const whose = async () => {
+    const found = await fs.readFile(file, 'utf8').catch(() => undefined)
+    // half written, it is asked again
+    return found === undefined ? 'gone' : found === '' || found.includes(id) ? 'own' : 'other'
+  }
   const count =
     (JSON.parse(text.replace(/^\ufeff/, '')).tunnels as unknown[] | undefined)?.length ?? 0
   const add = (event: Told) => fs.appendFile(log, `${JSON.stringify(event)}\n`)
@@ -144,6 +162,7 @@ async function keep(file: string, log: string): Promise<void> {
   let words = ''
   child.stderr.setEncoding('utf8').on('data', (part: string) => words = (words + part).slice(-4096))
   createInterface({ input: child.stdout }).on('line', async (line) => {
+    if (await whose() === 'other') return // and so is the log
     await fs.appendFile(log, `${line}\n`)
     const { event, tunnel } = JSON.parse(line) as Told
     if (event !== 'open' || tunnel === undefined || names.has(tunnel)) return
@@ -158,7 +177,7 @@ async function keep(file: string, log: string): Promise<void> {
   child.on('close', () => ended = true)
   let renewed = 0
   while (!ended) {
-    if (!await fs.pathExists(file)) child.kill()
+    if (await whose() !== 'own') child.kill()
     else if (performance.now() - renewed > 2000) {
       renewed = performance.now()
       const now = new Date()
@@ -167,8 +186,10 @@ async function keep(file: string, log: string): Promise<void> {
     await wait(200)
   }
   const detail = words.trim().split(/\r?\n/).at(-1)
+  const last = await whose()
+  if (last === 'other') return
   await add({ event: 'ended', ...(detail && { detail }) })
-  await fs.remove(file)
+  if (last === 'own') await fs.remove(file)
 }
 
 const [file, log] = process.argv.slice(2)

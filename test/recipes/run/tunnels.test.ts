@@ -7,7 +7,9 @@ import { join } from 'node:path'
 import process from 'node:process'
 import { suite } from 'uvu'
 import { tunnelsDown, tunnelsNow, tunnelsUp } from '../../../recipes/run/tunnels.ts'
+import { freePort } from '../../ports.ts'
 import { type SocksServer, socksServer } from '../../socks-server.ts'
+import { reaches, until } from '../../tunnel-hosts.ts'
 
 const tunnels = suite<{ dir: string; config: string; socks: SocksServer; echo: Server }>(
   'tunnels in the background',
@@ -30,10 +32,11 @@ tunnels.after.each(async ({ dir, socks, echo }) => {
   await fs.remove(dir)
 })
 
-const describe = (config: string, echo: Server, socks: number, name = 'echo') => {
+const describe = async (config: string, echo: Server, socks: number, name = 'echo') => {
   const { port } = echo.address() as { port: number }
   const via = [`socks5://127.0.0.1:${socks}`]
-  return fs.writeJson(config, { tunnels: [{ name, to: `127.0.0.1:${port}`, via }] })
+  const local = `${await freePort()}`
+  await fs.writeJson(config, { tunnels: [{ name, to: `127.0.0.1:${port}`, via, local }] })
 }
 
 async function says(port: number, words: string): Promise<string> {
@@ -65,6 +68,17 @@ test('are those of the file as it is now', async ({ dir, config, echo, socks }) 
   const second = await tunnelsUp({ config, state: dir })
   deepEqual([second.changed, second.tunnels.map(({ name }) => name)], [true, ['other']])
   await rejects(says(first.tunnels[0]?.port ?? 0, 'x'))
+})
+
+test('end where another has taken their place, and leave its file and its log', async ({ dir, config }) => {
+  const [tunnel] = (await tunnelsUp({ config, state: dir })).tunnels
+  const file = join(dir, 'tunnels.json')
+  const other = JSON.stringify({ ...await fs.readJson(file), id: 'another' })
+  await fs.writeFile(file, other)
+  await until(async () => !await reaches(tunnel?.port ?? 0), 'the end')
+  equal(await fs.readFile(file, 'utf8'), other)
+  ok(!/ended|closed/.test(await fs.readFile(join(dir, 'tunnels.log'), 'utf8')))
+  await fs.remove(file)
 })
 
 test('leave nothing where one cannot be opened, and say why', async ({ dir, config }) => {
