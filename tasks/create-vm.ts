@@ -137,9 +137,18 @@ export async function createVm(
       $file
     }
     # which of the two carries the code differs between cmdlets; the words around it are translated
+    function codesOf($failure) { $failure.Exception.Message + ' 0x' + $failure.Exception.HResult.ToString('X8') }
+    # the VM's own account by its SID, for its name is translated (assumption: the id, as four numbers)
+    function accountOf($vm) { $id = $vm.Id.ToByteArray(); 'S-1-5-83-1-' + (@(0, 4, 8, 12 | ForEach-Object { [BitConverter]::ToUInt32($id, $_) }) -join '-') }
+    function grant($vm, $file) {
+      $ErrorActionPreference = 'Continue'
+      $null = icacls.exe $file /grant "*$(accountOf $vm):F" 2>$null
+      $LASTEXITCODE -eq 0
+    }
     function denyDisk($file, $failure) {
-      $codes = $failure.Exception.Message + ' 0x' + $failure.Exception.HResult.ToString('X8')
+      $codes = codesOf $failure
       $disk = "Cannot attach ""$file"" to ""$name"":"
+      if ($codes -match '0x80070005') { throw "$disk it may not be opened (0x80070005), and its rights could not be changed. Run as an administrator: takeown /f ""$file"" /a; icacls ""$file"" /reset, and this again" }
       if ($codes -match '0xC03A001A') { throw "$disk the file is sparse, compressed or encrypted (0xC03A001A). Run: fsutil sparse setflag ""$file"" 0, then compact /u ""$file"" and cipher /d ""$file""" }
       if ($codes -match '0x80070299') { throw "$disk it is on a FAT or exFAT volume (0x80070299). Move it to one with NTFS and run again" }
       if ($codes -match '0x80070020') { throw "$disk another program has it open (0x80070020). Run: Dismount-VHD -Path ""$file"", or end VirtualBox" }
@@ -309,7 +318,11 @@ export async function createVm(
             $place.ControllerNumber = 0
             $place.ControllerLocation = $index - $(if ($generation -eq 1) { $ide.Count } else { 0 })
           }
-          try { Add-VMHardDiskDrive -VM $vm @place } catch { denyDisk $disks[$index] $_ }
+          try { Add-VMHardDiskDrive -VM $vm @place } catch {
+            # a file that was copied over another keeps its own rights, without the VM
+            if ((codesOf $_) -notmatch '0x80070005' -or -not (grant $vm $disks[$index])) { denyDisk $disks[$index] $_ }
+            try { Add-VMHardDiskDrive -VM $vm @place } catch { denyDisk $disks[$index] $_ }
+          }
         }
         if ($generation -eq 1) {
           Set-VMBios -VM $vm -StartupOrder IDE, CD, LegacyNetworkAdapter, Floppy

@@ -43,7 +43,8 @@ export interface StartVmResult {
  * (learn.microsoft.com/virtualization/hyper-v-on-windows/reference/integration-services). So both are
  * asked for, first often and then every 4 seconds. Addresses are waited for where an adapter is
  * connected: 30 seconds for the first, 5 where another is known, as a network may have no DHCP. A
- * guest that does not answer is no failure: the result says so.
+ * guest that does not answer is no failure: the result says so. Disks that its account may not open, as
+ * when a file was copied over one, are given to it, once.
  */
 export async function startVm(
   { vm, timeout = 120, dryRun = false }: StartVmOptions,
@@ -75,17 +76,41 @@ export async function startVm(
       throw "$cannot it is $state, and has to come to an end of that first. Run: Get-VM -Name '$typed', until it is Off"
     }
 
+    # which of the two carries the code differs between cmdlets; the words around it are translated
+    function codesOf($failure) { $failure.Exception.Message + ' 0x' + $failure.Exception.HResult.ToString('X8') }
+    # its own account by the SID, for its name is translated (assumption: the id, as four numbers)
+    $id = $vm.Id.ToByteArray()
+    $right = '*S-1-5-83-1-' + (@(0, 4, 8, 12 | ForEach-Object { [BitConverter]::ToUInt32($id, $_) }) -join '-') + ':F'
+    # its disks, with those that they build on
+    function disksOf($vm) {
+      foreach ($drive in @(Get-VMHardDiskDrive -VM $vm | Where-Object { $_.Path })) {
+        for ($file = $drive.Path; $file; $file = $parent) {
+          $file
+          $parent = $null
+          if ($file -match '[.]avhdx?$') { try { $parent = (Get-VHD -Path $file).ParentPath } catch { $null = $_ } }
+        }
+      }
+    }
+    function grant($files) {
+      $ErrorActionPreference = 'Continue'
+      foreach ($file in $files) {
+        $null = icacls.exe $file /grant $right 2>$null
+        if ($LASTEXITCODE -ne 0) { return $false }
+      }
+      $true
+    }
+    function begin { if ($state -eq 'Paused') { Resume-VM -VM $vm } else { Start-VM -VM $vm } }
     if ($changed -and -not $dryRun) {
       try {
-        if ($state -eq 'Paused') { Resume-VM -VM $vm } else { Start-VM -VM $vm }
-      } catch {
-        # which of the two carries the code differs between cmdlets; the words around it are translated
-        $codes = $_.Exception.Message + ' 0x' + $_.Exception.HResult.ToString('X8')
-        $files = @(Get-VMHardDiskDrive -VM $vm | ForEach-Object { '"' + $_.Path + '"' })
-        if ($codes -match '0x80070005') {
-          $grant = ' /grant "NT VIRTUAL MACHINE' + [char]92 + $vm.Id + ':F"'
-          throw "$cannot its account may not open its disks (0x80070005). Run: $(@($files | ForEach-Object { 'icacls ' + $_ + $grant }) -join '; ')"
+        try { begin } catch {
+          # a file that was copied over another keeps its own rights, without the VM
+          if ((codesOf $_) -notmatch '0x80070005' -or -not (grant (disksOf $vm))) { throw }
+          begin
         }
+      } catch {
+        $codes = codesOf $_
+        $files = @(disksOf $vm | ForEach-Object { '"' + $_ + '"' })
+        if ($codes -match '0x80070005') { throw "$cannot its account may not open its disks (0x80070005). Run as an administrator: $(@($files | ForEach-Object { "icacls $_ /grant $right" }) -join '; ')" }
         if ($codes -match '0xC03A001A') { throw "$cannot a disk of it is sparse, compressed or encrypted (0xC03A001A). Run: $(@($files | ForEach-Object { 'fsutil sparse setflag ' + $_ + ' 0' }) -join '; ')" }
         if ($codes -match '0x80070020') { throw "$cannot another program has a disk of it open (0x80070020), one of $($files -join ', '). Run: Dismount-VHD, or end VirtualBox" }
         if ($codes -match '0x8007000E|0x800705AA' -or $_.FullyQualifiedErrorId -like 'OutOfMemory,*') {

@@ -363,6 +363,15 @@ test('refuses a disk that is missing, taken, mounted or named twice', async ({ h
   })
 })
 
+test('pain 9: gives the VM by its SID a disk that it may not open', async ({ host, esp }) => {
+  await host.change((state) => Object.assign(state, { files: { [esp]: { denied: true } } }))
+  const { id, disks } = await createVm({ vm: 'web', disk: [esp], generation: 2 }, host.ps)
+  deepEqual(disks, [esp])
+  const { vms, files } = await host.state()
+  deepEqual([vms[0].id, files[esp]], [id, {}])
+  await host.ps`Start-VM 'web'`
+})
+
 test('refuses a disk that Hyper-V would not open, and says what mends it', async ({ host, esp }) => {
   const flags: [object, string][] = [
     [
@@ -387,6 +396,13 @@ test('refuses a disk that Hyper-V would not open, and says what mends it', async
       deepEqual([vms, mounted], [[], []])
     }
   }
+  await host.change((state) => Object.assign(state, { files: { [esp]: { denied: 'fixed' } } }))
+  await rejects(createVm({ vm: 'web', disk: [esp], generation: 2 }, host.ps), {
+    message:
+      `Cannot attach "${esp}" to "web": it may not be opened (0x80070005), and its rights could ` +
+      `not be changed. Run as an administrator: takeown /f "${esp}" /a; icacls "${esp}" /reset, and this again`,
+  })
+  deepEqual((await host.state()).vms, [])
   const broken = join(host.dir, 'broken.vhdx')
   await fs.writeFile(broken, 'not a disk')
   await rejects(createVm({ vm: 'web', disk: [broken] }, host.ps), {

@@ -1,3 +1,4 @@
+import fs from 'fs-extra'
 import { deepEqual, equal, match, ok, rejects } from 'node:assert/strict'
 import { join } from 'node:path'
 import { suite } from 'uvu'
@@ -5,6 +6,7 @@ import { startVm, undoStartVm } from '../../tasks/start-vm.ts'
 import { needs } from '../needs.ts'
 import { runTask } from '../run-task.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+import { gptDisk, vhdx } from './convert-disk/images.ts'
 
 const starting = suite<{ host: SimulatedHost; seed: object }>('startVm')
 const test = needs(starting, 'pwsh')
@@ -178,12 +180,13 @@ test('pain 9: explains why a VM does not start, such as for its rights on a disk
       { id: 'd', kind: 'disk', type: 'SCSI', number: 0, location: 0, path: disk },
     ]
   })
-  const { stdout: id } = await host.ps`[string](Get-VM).Id`
+  const { stdout: sid } = await host
+    .ps`$id = (Get-VM).Id.ToByteArray(); 'S-1-5-83-1-' + (@(0, 4, 8, 12 | ForEach-Object { [BitConverter]::ToUInt32($id, $_) }) -join '-')`
   const reasons: [number, string][] = [
     [
       0x80070005,
       'its account may not open its disks (0x80070005). ' +
-      `Run: icacls "${disk}" /grant "NT VIRTUAL MACHINE\\${id}:F"`,
+      `Run as an administrator: icacls "${disk}" /grant *${sid.trim()}:F`,
     ],
     [
       0xc03a001a,
@@ -209,6 +212,28 @@ test('pain 9: explains why a VM does not start, such as for its rights on a disk
   await rejects(startVm({ vm: 'web' }, host.ps), {
     message: /It failed\. \(0x80004005\) \(OperationFailed,/,
     hresult: '0x80004005',
+  })
+})
+
+test('pain 9: gives its account by SID the disks that it may not open, and starts it', async ({ host }) => {
+  const disk = join(host.dir, 'it’s "its" disk.vhdx')
+  await fs.writeFile(disk, vhdx(gptDisk('c12a7328-f81f-11d2-ba4b-00a0c93ec93b')))
+  await host.change((state) => {
+    state.vms[0].drives = [
+      { id: 'd', kind: 'disk', type: 'SCSI', number: 0, location: 0, path: disk },
+    ]
+    state.files = { [disk]: { denied: true } }
+  })
+  const { changed, state } = await startVm({ vm: 'web' }, host.ps)
+  deepEqual([changed, state], [true, 'Running'])
+  // who may not change the file's rights is told
+  await host.change((state) => {
+    state.vms[0].state = 'Off'
+    state.files = { [disk]: { denied: 'fixed' } }
+  })
+  await rejects(startVm({ vm: 'web' }, host.ps), {
+    message:
+      /may not open its disks \(0x80070005\)\. Run as an administrator: icacls ".+" \/grant \*S-1-5-83-1-/,
   })
 })
 
