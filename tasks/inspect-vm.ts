@@ -57,6 +57,10 @@ export interface VmDescription {
   sharedFolders: SharedFolder[]
   /** The enabled ones, by slot. */
   nics: Nic[]
+  /** Its clock; absent where the source does not say. */
+  clock?: Clock
+  /** VirtualBox starts it with its host. */
+  autostart?: Autostart
   /** Names of its snapshots. Only the current state is described. */
   snapshots: string[]
   /** What does not come along, or needs care: a sentence each. */
@@ -148,6 +152,20 @@ export interface SharedFolder {
   path: string
   writable: boolean
   autoMount: boolean
+}
+
+export interface Clock {
+  /** What its hardware clock shows: VirtualBox has `local` for Windows, `utc` for the others. */
+  rtc: 'utc' | 'local'
+  /** Whether the Guest Additions follow the host's clock, unless they are told not to. */
+  follows: boolean
+}
+
+export interface Autostart {
+  /** Seconds after the host. */
+  delay: number
+  /** What VirtualBox does with it when the host shuts down. */
+  stop: 'nothing' | 'save' | 'turn-off' | 'shut-down'
 }
 
 export interface Forward {
@@ -491,6 +509,7 @@ function describeMachine(machine: Node, file: string, kind: 'vbox' | 'ovf' | 'ov
   // Hyper-V has two
   const more = serialPorts.filter(({ port }) => port > 2)
   warn('Serial ports do', more.map(({ port }) => `COM${port}`))
+  const autostart = describeAutostart(child(machine, 'Autostart'))
   const parallel = list(child(hw, 'LPT'), 'Port').filter(on)
   warn('Parallel ports do', parallel.map((one) => `LPT${Number(attribute(one, 'slot')) + 1}`))
   return {
@@ -509,9 +528,33 @@ function describeMachine(machine: Node, file: string, kind: 'vbox' | 'ovf' | 'ov
     serialPorts,
     sharedFolders,
     nics,
+    clock: describeClock(machine, child(platform, 'RTC') ?? child(hw, 'RTC')),
+    ...(autostart && { autostart }),
     snapshots,
     warnings,
   }
+}
+
+/** Where the settings do not say, the clock is local: VirtualBox writes what is not so by default. */
+function describeClock(machine: Node, rtc: Node | undefined): Clock {
+  const utc = attribute(rtc, 'localOrUTC')?.toUpperCase() === 'UTC'
+  // the one way to turn it off from outside (VirtualBox's manual, 9.10.3)
+  const off = list(child(machine, 'ExtraData'), 'ExtraDataItem').some((item) =>
+    attribute(item, 'name') === 'VBoxInternal/Devices/VMMDev/0/Config/GetHostTimeDisabled' &&
+    attribute(item, 'value') === '1'
+  )
+  return { rtc: utc ? 'utc' : 'local', follows: !off }
+}
+
+function describeAutostart(node: Node | undefined): Autostart | undefined {
+  if (!isTrue(attribute(node, 'enabled'))) return undefined
+  const stops: Record<string, Autostart['stop']> = {
+    SaveState: 'save',
+    PowerOff: 'turn-off',
+    AcpiShutdown: 'shut-down',
+  }
+  const stop = stops[attribute(node, 'autostop') ?? ''] ?? 'nothing'
+  return { delay: Number(attribute(node, 'delay')) || 0, stop }
 }
 
 /**
@@ -1032,7 +1075,8 @@ async function lookAt(path: string): Promise<{ format: string; capacity?: number
   }
 }
 
-function guestOf(osType: string): VmDescription['guest'] {
+/** The guest's family, by what VirtualBox, an OVF or VMware calls it. */
+export function guestOf(osType: string): VmDescription['guest'] {
   if (/^win|windows/i.test(osType)) return 'windows'
   const linux =
     /linux|ubuntu|debian|fedora|red ?hat|rhel|cent ?os|suse|sles|gentoo|mandriva|turbo|xandros|coreos|photon/i

@@ -22,6 +22,8 @@ export interface SetHardwareOptions {
   timeSync?: boolean | undefined
   /** What it does when the host starts. @default as it is */
   startAction?: 'nothing' | 'start-if-running' | 'start' | undefined
+  /** Seconds after the host, when it starts with it. @default as it is */
+  startDelay?: number | undefined
   /** What it does when the host shuts down. VMs with VMs inside cannot be saved. @default as it is */
   stopAction?: 'save' | 'turn-off' | 'shut-down' | undefined
   /** @default false */
@@ -38,6 +40,8 @@ export interface Hardware {
   dvd: string[]
   timeSync: boolean
   startAction: string
+  /** Seconds. */
+  startDelay: number
   stopAction: string
 }
 
@@ -82,7 +86,8 @@ async function tell(
   done: SetHardwareResult | undefined,
   ps: typeof powershell,
 ): Promise<string> {
-  const { vm, uuid, tpm, serial, dvd, timeSync, startAction, stopAction, dryRun = false } = options
+  const { vm, uuid, tpm, serial, dvd, timeSync, dryRun = false } = options
+  const { startAction, startDelay, stopAction } = options
   const { stdout } = await ps`
     $done = ${done && JSON.stringify(done)}
     $name = ${vm}
@@ -92,6 +97,7 @@ async function tell(
     $dvd = ${dvd}
     $timeSync = ${timeSync}
     $startAction = ${startAction && ACTIONS[startAction]}
+    $startDelay = ${startDelay}
     $stopAction = ${stopAction && ACTIONS[stopAction]}
     $dryRun = ${dryRun}
     $cannot = "Cannot set the hardware of ""$name"":"
@@ -104,7 +110,7 @@ async function tell(
     }
     function uuidOf($vm) { ([string](settingsOf $vm).BIOSGUID).Trim([char[]]'{}').ToLowerInvariant() }
     function lookAt($vm) {
-      $hardware = [ordered]@{ uuid = uuidOf $vm; tpm = $null; serial = @(); dvd = @(); timeSync = [bool](clockOf $vm).Enabled; startAction = [string]$vm.AutomaticStartAction; stopAction = [string]$vm.AutomaticStopAction }
+      $hardware = [ordered]@{ uuid = uuidOf $vm; tpm = $null; serial = @(); dvd = @(); timeSync = [bool](clockOf $vm).Enabled; startAction = [string]$vm.AutomaticStartAction; startDelay = [int]$vm.AutomaticStartDelay; stopAction = [string]$vm.AutomaticStopAction }
       if ([int]$vm.Generation -eq 2) { $hardware.tpm = [bool](Get-VMSecurity -VM $vm).TpmEnabled }
       $hardware.serial = @(Get-VMComPort -VM $vm | Sort-Object Number | ForEach-Object { [string]$_.Path })
       $hardware.dvd = @(Get-VMDvdDrive -VM $vm | Sort-Object ControllerNumber, ControllerLocation | ForEach-Object { [string]$_.Path })
@@ -164,6 +170,7 @@ async function tell(
       }
       if ('timeSync' -in $fields) { if ($to.timeSync) { clockOf $vm | Enable-VMIntegrationService } else { clockOf $vm | Disable-VMIntegrationService } }
       if ('startAction' -in $fields) { Set-VM -VM $vm -AutomaticStartAction $to.startAction }
+      if ('startDelay' -in $fields) { Set-VM -VM $vm -AutomaticStartDelay $to.startDelay }
       if ('stopAction' -in $fields) { Set-VM -VM $vm -AutomaticStopAction $to.stopAction }
     }
     # what differs, compared as text: lists are no values of PowerShell's own
@@ -212,6 +219,7 @@ async function tell(
     }
     if ($null -ne $timeSync) { $wanted.timeSync = $timeSync }
     if ($null -ne $startAction) { $wanted.startAction = $startAction }
+    if ($null -ne $startDelay) { $wanted.startDelay = [int]$startDelay }
     if ($null -ne $stopAction) { $wanted.stopAction = $stopAction }
     $fields = differing $now $wanted
     if ($fields.Count -gt 0 -and [string]$vm.State -ne 'Off') { throw "$cannot it is $($vm.State), and $($fields -join ', ') $(if ($fields.Count -eq 1) { 'changes' } else { 'change' }) only while it is off. Run: Stop-VM -Name $(typed $vm)" }
@@ -244,7 +252,7 @@ const ACTIONS = {
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i
 
 function throwIfUnusable(options: SetHardwareOptions): void {
-  const { vm, uuid, serial = [], dvd = [], startAction, stopAction } = options
+  const { vm, uuid, serial = [], dvd = [], startAction, startDelay = 0, stopAction } = options
   // deno-lint-ignore no-control-regex -- these are what is refused
   const control = /[\u0000-\u001f\u007f]/
   if (vm.trim() === '' || vm.length > 100 || control.test(vm)) {
@@ -285,6 +293,11 @@ function throwIfUnusable(options: SetHardwareOptions): void {
       `${cannot} "${startAction}" is no start action: nothing, start-if-running or start`,
     )
   }
+  if (!(Number.isInteger(startDelay) && startDelay >= 0 && startDelay <= 2 ** 31 - 1)) {
+    throw new RangeError(
+      `${cannot} it cannot start ${startDelay} s after the host: it is 0 or more`,
+    )
+  }
   if (stopAction !== undefined && !['save', 'turn-off', 'shut-down'].includes(stopAction)) {
     throw new RangeError(`${cannot} "${stopAction}" is no stop action: save, turn-off or shut-down`)
   }
@@ -312,6 +325,7 @@ await hostCommand(
       choices: ['nothing', 'start-if-running', 'start'],
       describe: 'What it does when the host starts',
     },
+    startDelay: { type: 'number', describe: 'Seconds after the host then' },
     stopAction: {
       choices: ['save', 'turn-off', 'shut-down'],
       describe: 'What it does when the host shuts down',

@@ -126,8 +126,10 @@ export function makePlan(
   const name = wishes.name ?? vm.name
   const slug = fileName(name)
   const cpus = wishes.cpus ?? vm.cpus
-  // Hyper-V takes whole multiples of 2 MB (assumption: New-VM refuses others)
-  const memory = Math.max(32 * MB, Math.ceil((wishes.memory ?? vm.memory) / (2 * MB)) * 2 * MB)
+  // Hyper-V takes whole multiples of 2 MB (assumption: New-VM refuses others); Linux can only be given
+  // more while it runs by blocks of 128 MB (learn.microsoft.com, Supported Ubuntu virtual machines, note 8)
+  const block = wishes.memory === undefined && guestOn(vm, disks) === 'linux' ? 128 * MB : 2 * MB
+  const memory = Math.max(32 * MB, Math.ceil((wishes.memory ?? vm.memory) / block) * block)
   const { generation, why, refusal } = chooseGeneration(vm, disks, wishes)
   if (refusal) refusals.push(refusal)
   const format = wishes.format ?? 'vhdx'
@@ -319,7 +321,8 @@ export function makePlan(
       ...(generation === 2 && { secureBoot }),
     },
   })
-  const hardware = chooseHardware(vm, slug, generation)
+  const hardware = chooseHardware(vm, slug, generation, wishes)
+  notes.push(...hardware.notes)
   if (hardware.parts.length > 0) {
     add({
       id: 'set-hardware',
@@ -702,9 +705,10 @@ const DEFAULT_SWITCH = 'c08cb7b8-9b3c-408e-8e30-5e16a3aeb444'
 
 /** What else the guest knows its computer by. Of four serial ports Hyper-V has two. */
 function chooseHardware(
-  { hardwareUuid: uuid, tpm, serialPorts, dvds }: VmDescription,
+  { hardwareUuid: uuid, tpm, serialPorts, dvds, clock, autostart, guest }: VmDescription,
   slug: string,
   generation: 1 | 2,
+  { nested }: Wishes,
 ) {
   const ports = serialPorts.filter(({ port }) => port <= 2)
   const serial = Array.from(
@@ -720,18 +724,45 @@ function chooseHardware(
   // generation 1 has a drive; images in them are named in a note
   const dvd = generation === 2 ? dvds.map(() => '') : []
   const withTpm = tpm && generation === 2
+  // a VM with VMs inside cannot be saved
+  const save = autostart?.stop === 'save'
+  const stopAction = autostart === undefined || autostart.stop === 'nothing'
+    ? undefined
+    : save && nested
+    ? 'shut-down' as const
+    : autostart.stop
+  const notes: string[] = []
+  // Hyper-V has no setting for what the hardware clock shows (assumption: the host's local time)
+  if (clock !== undefined && !clock.follows) {
+    notes.push(
+      'In VirtualBox its clock did not follow the host’s, so on Hyper-V it does not either. It starts with ' +
+        'the host’s local time there, and goes on by itself',
+    )
+  } else if (clock?.rtc === 'utc' && guest === 'windows') {
+    notes.push(
+      'Windows in it takes its hardware clock for UTC, and on Hyper-V that shows the host’s local time: ' +
+        'its clock is off for as long as Windows takes to start, then time synchronization sets it',
+    )
+  }
   return {
+    notes,
     options: {
       ...(uuid !== undefined && { uuid }),
       ...(withTpm && { tpm }),
       ...(serial.length > 0 && { serial }),
       ...(dvd.length > 0 && { dvd }),
+      // on by itself in a new VM, and looked at again in the end
+      ...(clock !== undefined && { timeSync: clock.follows }),
+      ...(autostart && { startAction: 'start' as const, startDelay: autostart.delay }),
+      ...(stopAction !== undefined && { stopAction }),
     },
     parts: [
       ...(uuid === undefined ? [] : ['the BIOS UUID']),
       ...(withTpm ? ['a TPM, empty'] : []),
       ...ports.map(({ port }) => `COM${port} as ${serial[port - 1]}`),
       ...(dvd.length > 0 ? [count(dvd.length, 'DVD drive')] : []),
+      ...(clock?.follows === false ? ['a clock of its own'] : []),
+      ...(autostart === undefined ? [] : ['its start with the host']),
     ],
   }
 }

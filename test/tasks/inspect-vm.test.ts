@@ -116,6 +116,7 @@ settings('describes a .vbox as VirtualBox 7.0 writes it', async ({ dir, has }) =
     dvds: [{ path: join(dir, 'tools.iso'), controller: { type: 'sata', port: 1, device: 0 } }],
     serialPorts: [{ port: 2, mode: 'pipe', path: 'com2', server: true }],
     sharedFolders: [{ name: 'srv', path: '/srv', writable: true, autoMount: false }],
+    clock: { rtc: 'local', follows: true },
     snapshots: ['before "update"'],
   })
   deepEqual(
@@ -806,6 +807,29 @@ test('pain 25: tells the UUID of the hardware as Windows in it reads it', async 
   equal(await hardwareUuid(), '33221100-5544-7766-8899-aabbccddeeff')
   await vboxManage(dir, 'modifyvm', NAME, '--system-uuid-le=on')
   equal(await hardwareUuid(), id)
+})
+
+test('pain 24: tells what its clock shows, whether it follows the host’s, and when it starts', async ({ dir }) => {
+  const about = async () => {
+    const { clock, autostart } = await inspectVm({ source: [NAME] })
+    return { clock, autostart }
+  }
+  const local = { clock: { rtc: 'local', follows: true }, autostart: undefined }
+  deepEqual(await about(), local)
+  const hostTime = 'VBoxInternal/Devices/VMMDev/0/Config/GetHostTimeDisabled'
+  await vboxManage(dir, 'setextradata', NAME, hostTime, '1')
+  await fs.ensureDir(join(dir, 'autostart'))
+  await vboxManage(dir, 'setproperty', 'autostartdbpath', join(dir, 'autostart'))
+  const own = ['--rtc-use-utc', 'on', '--autostart-enabled', 'on', '--autostart-delay', '30']
+  await vboxManage(dir, 'modifyvm', NAME, ...own)
+  for (const [word, stop] of [['savestate', 'save'], ['acpishutdown', 'shut-down']] as const) {
+    await vboxManage(dir, 'modifyvm', NAME, '--autostop-type', word)
+    const expected = { clock: { rtc: 'utc', follows: false }, autostart: { delay: 30, stop } }
+    deepEqual(await about(), expected)
+  }
+  await vboxManage(dir, 'setextradata', NAME, hostTime)
+  await vboxManage(dir, 'modifyvm', NAME, '--rtc-use-utc', 'off', '--autostart-enabled', 'off')
+  deepEqual(await about(), local)
 })
 
 test('follows what VirtualBox is told, at once', async ({ dir }) => {

@@ -39,6 +39,7 @@ test('pain 12, 24, 25: carries the BIOS UUID, a TPM, serial ports, DVD drives an
     dvd: ['', iso],
     timeSync: false,
     startAction: 'start' as const,
+    startDelay: 30,
     stopAction: 'shut-down' as const,
   }
   const before = await host.text()
@@ -56,6 +57,7 @@ test('pain 12, 24, 25: carries the BIOS UUID, a TPM, serial ports, DVD drives an
     dvd: ['', iso],
     timeSync: false,
     startAction: 'Start',
+    startDelay: 30,
     stopAction: 'ShutDown',
   })
   deepEqual(was, {
@@ -65,6 +67,7 @@ test('pain 12, 24, 25: carries the BIOS UUID, a TPM, serial ports, DVD drives an
     dvd: [],
     timeSync: true,
     startAction: 'StartIfRunning',
+    startDelay: 0,
     stopAction: 'Save',
   })
   equal((await own(host)).biosGuid, `{${UUID.toUpperCase()}}`)

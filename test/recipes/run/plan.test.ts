@@ -178,6 +178,11 @@ plans('makes file names of any VM’s name', () => {
 plans('rounds memory up to what Hyper-V takes', () => {
   const { plan } = makePlan(vm({ memory: 1025 * 1024 ** 2 }), [disk({})], {}, bundle)
   equal(plan.vm.memory, 1026 * 1024 ** 2)
+  // what Linux is given while it runs comes in blocks of 128 MB
+  const linux = { guest: 'linux' as const, memory: 1025 * 1024 ** 2 }
+  equal(makePlan(vm(linux), [disk({})], {}, bundle).plan.vm.memory, 1152 * 1024 ** 2)
+  const asked = makePlan(vm(linux), [disk({})], { memory: 1026 * 1024 ** 2 }, bundle).plan
+  equal(asked.vm.memory, 1026 * 1024 ** 2)
 })
 
 plans('has another key when the source was written to since', () => {
@@ -290,6 +295,37 @@ plans('pain 25: carries over what the guest knows its computer by', () => {
   const bare = makePlan(vm({}), [disk({})], {}, bundle).plan.steps
   equal(bare.some(({ task }) => task === 'set-hardware'), false)
 })
+
+plans(
+  'pain 24: has its clock follow the host’s where VirtualBox does, and says where that differs',
+  () => {
+    const of = (some: Partial<VmDescription>, wishes: Wishes = {}) => {
+      const { plan } = makePlan(vm({ hardwareUuid: 'x', ...some }), [disk({})], wishes, bundle)
+      const step = plan.steps.find(({ task }) => task === 'set-hardware')
+      ok(step?.task === 'set-hardware')
+      const { timeSync, startAction, startDelay, stopAction } = step.options
+      return { notes: plan.notes.join(), set: [timeSync, startAction, startDelay, stopAction] }
+    }
+    const local = of({ guest: 'windows', clock: { rtc: 'local', follows: true } })
+    deepEqual(local.set, [true, undefined, undefined, undefined])
+    ok(!/clock/.test(local.notes), local.notes)
+    const utc = of({ guest: 'windows', clock: { rtc: 'utc', follows: true } })
+    match(utc.notes, /takes its hardware clock for UTC, .+ then time synchronization sets it/)
+    const own = of({ guest: 'linux', clock: { rtc: 'utc', follows: false } })
+    deepEqual(own.set, [false, undefined, undefined, undefined])
+    match(own.notes, /its clock did not follow the host’s, so on Hyper-V it does not either/)
+    const autostart = { delay: 30, stop: 'save' as const }
+    deepEqual(of({ autostart }).set, [undefined, 'start', 30, 'save'])
+    // a VM with VMs inside cannot be saved
+    deepEqual(of({ autostart }, { nested: true }).set, [undefined, 'start', 30, 'shut-down'])
+    deepEqual(of({ autostart: { delay: 0, stop: 'nothing' } }).set, [
+      undefined,
+      'start',
+      0,
+      undefined,
+    ])
+  },
+)
 
 plans('turns the port forwards of VirtualBox into mappings of the host’s NAT', () => {
   const [nat, ...others] = vm({}).nics as [VmDescription['nics'][number]]
