@@ -72,9 +72,11 @@ export async function enableNested(
       throw "$cannot it is $($vm.State), and only a VM that is off takes it. Run: Stop-VM -Name '$typed'"
     }
     # on AMD the set would succeed and the start fail (jamesstringer90/Easy-GPU-PV#7)
-    $least = if ($env:PROCESSOR_IDENTIFIER -like '*AuthenticAMD*') { '9.3' } else { '8.0' }
+    $least, $build, $hosts = '8.0', 14393, 'Windows 10 and Windows Server 2016'
+    if ($env:PROCESSOR_IDENTIFIER -like '*AuthenticAMD*') { $least, $build, $hosts = '9.3', 20348, 'Windows 11 and Windows Server 2022' }
+    $windows = [int](Get-CimInstance -ClassName Win32_OperatingSystem -Property BuildNumber).BuildNumber
+    if (-not $nested -and $windows -lt $build) { throw "$cannot the host is build $windows of Windows, and on this processor it takes $hosts or later. Update the host, or run its hypervisors on another. See: winver" }
     if (-not $nested -and [version]$vm.Version -lt [version]$least) {
-      $hosts = if ($least -eq '9.3') { 'Windows 11 and Windows Server 2022' } else { 'Windows 10 and Windows Server 2016' }
       throw "$cannot its configuration version is $($vm.Version), and on this processor it takes $least, which hosts from $hosts on have. Run there: Update-VMVersion -Name '$typed' -Force, which cannot be taken back"
     }
 

@@ -118,7 +118,22 @@ test('is not taken back while the VM runs', async ({ host }) => {
   })
 })
 
-test('refuses a VM of too old a version, which on AMD is a newer one', async ({ host }) => {
+test('pain 21: refuses a host whose Windows is too old, which on AMD is a newer one', async ({ host }) => {
+  await make(host, 'web')
+  await host.change((state) => state.host.build = 19045)
+  await host.ps`$env:PROCESSOR_IDENTIFIER = 'AMD64 Family 25 Model 33 Stepping 0, AuthenticAMD'`
+  const before = await host.text()
+  await rejects(enableNested({ vm: 'web' }, host.ps), {
+    message:
+      'Cannot enable nesting for "web": the host is build 19045 of Windows, and on this processor it takes ' +
+      'Windows 11 and Windows Server 2022 or later. Update the host, or run its hypervisors on another. See: winver',
+  })
+  equal(await host.text(), before)
+  await host.ps`$env:PROCESSOR_IDENTIFIER = 'Intel64 Family 6 Model 158 Stepping 10, GenuineIntel'`
+  equal((await enableNested({ vm: 'web' }, host.ps)).changed, true)
+})
+
+test('pain 21: refuses a VM of too old a version, which on AMD is a newer one', async ({ host }) => {
   await make(host, 'web')
   await host.change((state) => state.vms[0].version = '5.0')
   const message = (has: string, least: string, hosts: string) =>
