@@ -54,7 +54,7 @@ creating.before.each(async ({ host, seed }) => {
 })
 creating.after(({ host }) => host.close())
 
-test('makes a VM of generation 2 that boots from its first disk', async ({ host, esp, raw }) => {
+test('pain 3, 4, 5, 10: makes a VM of generation 2 that boots from its first disk', async ({ host, esp, raw }) => {
   const { id, ...rest } = await createVm(
     { vm: 'web', disk: [esp, raw], cpus: 4, memory: '4GB', secureBoot: 'linux', notes: 'Moved' },
     host.ps,
@@ -102,7 +102,7 @@ test('makes a VM of generation 1 with what it boots from on IDE', async ({ host,
   equal((await createVm({ vm: 'old', disk }, host.ps)).changed, false)
 })
 
-test('takes Secure Boot off, or for Windows, by the template’s id where its name is unknown', async ({ host, esp }) => {
+test('pain 4: takes Secure Boot off, or for Windows, by the template’s id where its name is unknown', async ({ host, esp }) => {
   await createVm({ vm: 'a', disk: [esp] }, host.ps)
   deepEqual((await host.state()).vms[0].firmware.secureBoot, 'Off')
   await host.change((state) => {
@@ -136,7 +136,7 @@ test('makes a VM where Windows has no automatic checkpoints', async ({ host, esp
   deepEqual([vm.notes, vm.stopAction, vm.drives.length], ['Moved', 'ShutDown', 1])
 })
 
-test('sees the generation in the disk, and says why', async ({ host, mbr, esp, bios, vhd }) => {
+test('pain 3: sees the generation in the disk, and says why', async ({ host, mbr, esp, bios, vhd }) => {
   for (
     const [disk, generation, reason] of [
       [mbr, 1, 'the disk has an MBR'],

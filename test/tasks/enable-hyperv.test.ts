@@ -63,7 +63,7 @@ test('changes nothing on a dry run', async ({ host }) => {
   deepEqual(await enableHyperV({ resumeAtLogon: 'Get-Date' }, host.ps), dry)
 })
 
-test('is taken back to what it found, once and again', async ({ host }) => {
+test('pain 22: is taken back to what it found, once and again', async ({ host }) => {
   await host.change((state) => {
     state.launchType = 'Off'
     state.features['Microsoft-Hyper-V-Hypervisor'] = 'Enabled'

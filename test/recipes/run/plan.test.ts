@@ -297,6 +297,31 @@ plans('pain 25: carries over what the guest knows its computer by', () => {
 })
 
 plans(
+  'pain 4: has Secure Boot on with the keys of the guest on the disk, off where none is known',
+  () => {
+    const of = (some: Partial<VmDescription>, volumes: unknown[] = []) => {
+      const on = disk({ boots: 'both', volumes } as Partial<Disks[number]>)
+      const { plan } = makePlan(
+        vm({ firmware: 'efi', secureBoot: true, ...some }),
+        [on],
+        {},
+        bundle,
+      )
+      const step = plan.steps.find(({ task }) => task === 'create-vm')
+      ok(step?.task === 'create-vm')
+      return step.options.secureBoot
+    }
+    equal(of({ guest: 'windows' }), 'windows')
+    equal(of({ guest: 'linux' }), 'linux')
+    equal(of({ guest: 'linux' }, [{ holds: 'ntfs', windows: true, loaders: [] }]), 'windows')
+    equal(of({ guest: 'unknown' }, [{ holds: 'ext', loaders: [] }]), 'linux')
+    equal(of({ guest: 'unknown' }), 'off')
+    equal(of({ guest: 'linux', secureBoot: false }), 'off')
+    equal(of({ guest: 'linux', firmware: 'bios' }), undefined)
+  },
+)
+
+plans(
   'pain 24: has its clock follow the host’s where VirtualBox does, and says where that differs',
   () => {
     const of = (some: Partial<VmDescription>, wishes: Wishes = {}) => {
