@@ -13,6 +13,8 @@ import {
   onWindows,
   type Option,
   powershell,
+  readCredential,
+  type Secret,
   toWindows,
 } from './task.ts'
 
@@ -21,11 +23,18 @@ export interface OpenVmOptions {
   vm: string
   /**
    * Enhanced session: clipboard, sound and drives in the console's window. It is the host's policy for all
-   * its VMs. @default as it is
+   * its VMs; a Linux, whose session goes another way, has that set of its VM too, which has to be off.
+   * @default as it is
    */
   enhanced?: boolean | undefined
-  /** What is in it: an enhanced session of a Linux needs more, which the notes say. @default windows */
+  /** What is in it. @default windows */
   guest?: 'windows' | 'linux' | undefined
+  /**
+   * An administrator of a Windows guest that runs: Remote Desktop Services, which either session needs, are
+   * turned on in it then, and with `rdp` connections from others are allowed, also by its firewall.
+   * @default the guest is left as it is
+   */
+  credential?: { user: string; password: Secret } | undefined
   /** Writes a file for remote desktop here, and opens that instead of the console. */
   rdp?: string | undefined
   /** The guest's address for it. @default as its integration services say, on an internal switch first */
@@ -52,8 +61,14 @@ export interface OpenVmResult {
   command: string[]
   /** The file for remote desktop; null for the console. */
   rdp: string | null
-  /** What was so before, of what was changed on the host. */
-  before: { enhanced?: boolean }
+  /** What was so before, of what was changed on the host and in the guest. */
+  before: {
+    enhanced?: boolean
+    /** How an enhanced session goes to the VM: `VMBus`, or `HvSocket` for a Linux. */
+    transport?: string
+    /** Of the guest's Remote Desktop Services: how they start, whether they ran, whether others may connect. */
+    guest?: { startMode?: string; running?: boolean; allowed?: boolean }
+  }
   /** Sentences for people. */
   notes: string[]
 }
@@ -61,16 +76,22 @@ export interface OpenVmResult {
 /**
  * Prepares the window; {@link showVm} opens it. The host's switch is EnableEnhancedSessionMode
  * (learn.microsoft.com/windows-server/virtualization/hyper-v/learn-more/use-local-resources-on-hyper-v-virtual-machine-with-vmconnect);
- * a Windows guest needs an account with a password and Remote Desktop Services, a Linux guest xrdp on hv_sock.
+ * a Windows guest needs an account with a password and Remote Desktop Services, a Linux guest xrdp on hv_sock
+ * (assumption: and nothing else). What is changed in the guest is Win32_Service and
+ * Win32_TerminalServiceSetting, as no cmdlet opens the firewall in every language.
  */
 export async function openVm(
   options: OpenVmOptions,
   ps = powershell,
 ): Promise<OpenVmResult> {
   throwIfUnusable(options)
-  const { vm, enhanced, guest = 'windows', rdp, dryRun = false } = options
+  const { vm, enhanced, guest = 'windows', rdp, credential, dryRun = false } = options
   const { stdout } = await ps`
     $name = ${vm}
+    $linux = ${guest === 'linux'}
+    $remote = ${rdp !== undefined}
+    $user = ${credential?.user}
+    $password = ${credential?.password}
     $enhanced = ${enhanced}
     $needsAddress = ${rdp !== undefined && options.address === undefined}
     $dryRun = ${dryRun}
@@ -86,22 +107,69 @@ export async function openVm(
     $adapters = @(Get-VMNetworkAdapter -VM $vm | Where-Object { $_.SwitchName } | Sort-Object { [string]$_.SwitchId -notin $internal })
     $addresses = @($adapters | ForEach-Object { $_.IPAddresses } | Where-Object { $_ -match '^[0-9.]+$' -and $_ -notlike '169.254.*' } | ForEach-Object { [string]$_ })
     if ($needsAddress -and $addresses.Count -eq 0) { throw "$cannot it tells no address for remote desktop. Run again with --address, or without --rdp" }
-    if ($before.Contains('enhanced') -and -not $dryRun) { Set-VMHost -EnableEnhancedSessionMode $enhanced }
-    $result = [ordered]@{ id = [string]$vm.Id; vm = [string]$vm.Name; state = [string]$vm.State; computer = [Environment]::MachineName; enhanced = $(if ($null -ne $enhanced) { $enhanced } else { $is }); addresses = $addresses; before = $before }
+    $notes = @()
+    $typed = "'" + [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent([WildcardPattern]::Escape($vm.Name)) + "'"
+    # the parameter came with Windows 10 1803 (microsoft/linux-vm-tools)
+    $byHand = "Set-VM -VMName $typed -EnhancedSessionTransportType HvSocket"
+    if ($enhanced -and $linux) {
+      if (-not (Get-Command Set-VM).Parameters.ContainsKey('EnhancedSessionTransportType')) { $notes += 'This Windows has enhanced sessions of Windows guests alone: those of a Linux came with Windows 10 1803 and Windows Server 2019' }
+      elseif ([string]$vm.EnhancedSessionTransportType -ne 'HvSocket') {
+        if ([string]$vm.State -eq 'Off') { $before.transport = [string]$vm.EnhancedSessionTransportType } else { $notes += "An enhanced session of a Linux goes by a way of its own, which is set while the VM is off: $byHand" }
+      }
+    }
+    # in the guest, with what both kinds of session need; what it was is answered
+    $inside = {
+      param($remote, $dryRun)
+      $ErrorActionPreference = 'Stop'
+      $was = @{}
+      function done($code, $what) { if ($code -ne 0) { throw "$what ($code)" } }
+      $service = Get-CimInstance -ClassName Win32_Service -Filter "Name='TermService'"
+      if ($service.StartMode -eq 'Disabled') { $was.startMode = [string]$service.StartMode }
+      if ($service.State -ne 'Running') { $was.running = $false }
+      $setting = $null
+      if ($remote) {
+        $setting = Get-CimInstance -Namespace root/cimv2/TerminalServices -ClassName Win32_TerminalServiceSetting
+        if ([int]$setting.AllowTSConnections -eq 0) { $was.allowed = $false }
+      }
+      if (-not $dryRun) {
+        if ($was.ContainsKey('startMode')) { done (Invoke-CimMethod -InputObject $service -MethodName ChangeStartMode -Arguments @{ StartMode = 'Manual' }).ReturnValue 'Remote Desktop Services could not be turned on in the guest' }
+        if ($was.ContainsKey('running')) { done (Invoke-CimMethod -InputObject $service -MethodName StartService).ReturnValue 'Remote Desktop Services could not be started in the guest' }
+        if ($was.ContainsKey('allowed')) { done (Invoke-CimMethod -InputObject $setting -MethodName SetAllowTSConnections -Arguments @{ AllowTSConnections = [uint32]1; ModifyFirewallException = [uint32]1 }).ReturnValue 'Remote desktop could not be allowed in the guest' }
+      }
+      ConvertTo-Json -InputObject $was -Compress
+    }
+    if ($user) {
+      if ([string]$vm.State -ne 'Running') { throw "$cannot it is $($vm.State), and only a guest that runs can be entered. Run: Start-VM -Name $typed, and this again" }
+      $account = New-Object Management.Automation.PSCredential $user, $password
+      try { $told = Invoke-Command -VMId $vm.Id -Credential $account -ScriptBlock $inside -ArgumentList $remote, $dryRun } catch {
+        if ($_.Exception.GetType().Name -eq 'PSDirectException') { throw "$cannot the guest does not take the account ""$user"": its password is wrong or empty, or it has never signed in there. Run again with another --guest-user" }
+        if ([string]$_.FullyQualifiedErrorId -like '*PSSessionStateBroken*') { throw "$cannot nobody answered in the guest: its Windows has not started yet, or it is no Windows. Run again without --guest-user" }
+        if ([string]$_.FullyQualifiedErrorId -eq [string]$_.Exception.Message) { throw "$cannot $($_.Exception.Message). Run in the guest: sc.exe qc TermService" }
+        throw
+      }
+      $was = ConvertFrom-Json ([string]@($told)[-1])
+      if (@($was.PSObject.Properties).Count -gt 0) { $before.guest = $was }
+    }
+    if (-not $dryRun) {
+      if ($before.Contains('transport')) { Set-VM -VM $vm -EnhancedSessionTransportType HvSocket }
+      if ($before.Contains('enhanced')) { Set-VMHost -EnableEnhancedSessionMode $enhanced }
+    }
+    $result = [ordered]@{ id = [string]$vm.Id; vm = [string]$vm.Name; state = [string]$vm.State; computer = [Environment]::MachineName; enhanced = $(if ($null -ne $enhanced) { $enhanced } else { $is }); addresses = $addresses; before = $before; notes = $notes }
     ConvertTo-Json -InputObject $result -Compress -Depth 4`
-  const { state, addresses, computer, ...result } = JSON.parse(stdout)
+  const { state, addresses, computer, notes: said, ...result } = JSON.parse(stdout)
   const isHere = computer.toLowerCase() === hostname().split('.')[0]?.toLowerCase()
   const server = options.server ?? (isHere ? 'localhost' : computer)
-  const notes = state === 'Running'
-    ? []
-    : [`It is ${state}: start it in its window, or by start-vm`]
+  const notes: string[] = [...said]
+  if (state !== 'Running') notes.push(`It is ${state}: start it in its window, or by start-vm`)
   if (enhanced && guest === 'linux') {
-    // known of linux-vm-tools; the reference of Set-VM does not have it
     notes.push(
-      'An enhanced session of a Linux needs xrdp on hv_sock in the guest, and while the VM is off on the host: ' +
-        `Set-VM -VMName '${
-          vm.replace(/['\u2018-\u201b]/g, '$&$&')
-        }' -EnhancedSessionTransportType HvSocket`,
+      'In the Linux it takes xrdp, which listens there: prepare-guest --enhanced-session, while VirtualBox ' +
+        'runs it, makes it so, or by hand port=vsock://-1:3389 and security_layer=rdp in /etc/xrdp/xrdp.ini',
+    )
+  } else if (enhanced) {
+    notes.push(
+      'Where Windows in it then asks for no password, it takes Windows Hello alone: turn that off in it, in ' +
+        'Settings, Accounts, Sign-in options',
     )
   }
   const settings = Object.keys(result.before).length > 0
@@ -112,7 +180,7 @@ export async function openVm(
   const path = resolve(rdp)
   const address = options.address ?? addresses[0]
   const written = await writeRdp(path, address, options).catch(async (error) => {
-    await undoOpenVm({ ...result, enhanced }, ps)
+    if (!dryRun) await undoOpenVm({ ...result, enhanced }, ps, credential)
     throw error
   })
   return {
@@ -124,12 +192,40 @@ export async function openVm(
   }
 }
 
-/** Puts back what {@link openVm} changed on the host. A file stays. */
-export async function undoOpenVm(result: OpenVmResult, ps = powershell): Promise<void> {
+/**
+ * Puts back what {@link openVm} changed on the host, and, with an account of it, in the guest. A file stays.
+ * The VM has to be off again where its own setting was changed.
+ */
+export async function undoOpenVm(
+  result: Pick<OpenVmResult, 'id' | 'before'> & { enhanced?: boolean | undefined },
+  ps = powershell,
+  credential?: OpenVmOptions['credential'],
+): Promise<void> {
   if (Object.keys(result.before).length === 0) return
   await ps`
     $done = ${JSON.stringify(result)}
+    $user = ${credential?.user}
+    $password = ${credential?.password}
     $result = ConvertFrom-Json $done
+    $vm = Get-VM | Where-Object { [string]$_.Id -eq $result.id }
+    $inside = {
+      param($startMode, $running, $allowed)
+      if ($null -ne $allowed) {
+        $setting = Get-CimInstance -Namespace root/cimv2/TerminalServices -ClassName Win32_TerminalServiceSetting
+        $null = Invoke-CimMethod -InputObject $setting -MethodName SetAllowTSConnections -Arguments @{ AllowTSConnections = [uint32]0; ModifyFirewallException = [uint32]1 }
+      }
+      $service = Get-CimInstance -ClassName Win32_Service -Filter "Name='TermService'"
+      if ($null -ne $running -and $service.State -eq 'Running') { $null = Invoke-CimMethod -InputObject $service -MethodName StopService }
+      if ($null -ne $startMode) { $null = Invoke-CimMethod -InputObject $service -MethodName ChangeStartMode -Arguments @{ StartMode = $startMode } }
+    }
+    $guest = $result.before.guest
+    if ($guest -and $user -and $vm -and [string]$vm.State -eq 'Running') {
+      Invoke-Command -VMId $vm.Id -Credential (New-Object Management.Automation.PSCredential $user, $password) -ScriptBlock $inside -ArgumentList $guest.startMode, $guest.running, $guest.allowed
+    }
+    if ($null -ne $result.before.transport -and $vm -and [string]$vm.EnhancedSessionTransportType -ne $result.before.transport) {
+      if ([string]$vm.State -ne 'Off') { throw "Cannot put the enhanced session of ""$($vm.Name)"" back: it is $($vm.State), and has to be off for that. Run: Stop-VM -Name '$([Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent([WildcardPattern]::Escape($vm.Name)))'" }
+      Set-VM -VM $vm -EnhancedSessionTransportType $result.before.transport
+    }
     if ($null -ne $result.before.enhanced -and [bool](Get-VMHost).EnableEnhancedSessionMode -eq $result.enhanced) { Set-VMHost -EnableEnhancedSessionMode $result.before.enhanced }`
 }
 
@@ -256,6 +352,15 @@ const options: Record<string, Option> = {
     describe: 'Drives of this computer that it has, such as C D',
   },
   user: { type: 'string', describe: 'The account to propose' },
+  guestUser: {
+    type: 'string',
+    describe: 'An administrator of a Windows guest: its remote desktop is turned on then',
+  },
+  guestCredential: {
+    type: 'string',
+    describe: 'Where the password comes from: prompt, stdin, env:NAME, or manager:TARGET ' +
+      '(Windows’ Credential Manager here) [default: prompt]',
+  },
   size: { type: 'string', describe: 'Of its screen, such as 1920x1080 [default: all of this one]' },
   server: { type: 'string', describe: 'The computer that vmconnect asks [default: the host]' },
   print: { type: 'boolean', describe: 'Open nothing, and say the command' },
@@ -266,9 +371,31 @@ await hostCommand(
   import.meta,
   'Open the window of a VM: its console, an enhanced session, or remote desktop',
   options,
-  async ({ print, ...given }: OpenVmOptions & { print?: boolean; host?: string }, ps) => {
+  async ({ print, guestUser, guestCredential, ...rest }: CommandLine, ps) => {
+    const given = { ...rest, ...await account(guestUser, guestCredential) }
     const result = await openVm(given, ps)
     const opened = !print && !given.dryRun && await showVm(result)
     return { ...result, opened }
   },
 )
+
+type CommandLine = Omit<OpenVmOptions, 'credential'> & {
+  print?: boolean
+  host?: string
+  guestUser?: string
+  guestCredential?: string
+}
+
+/** The account of the guest; its password is on no command line. */
+async function account(
+  user: string | undefined,
+  way: string | undefined,
+): Promise<Pick<OpenVmOptions, 'credential'>> {
+  if (user === undefined && way === undefined) return {}
+  const found = await readCredential(way ?? 'prompt', 'password of the guest’s administrator')
+  const name = user ?? found.user
+  if (name) return { credential: { user: name, password: found.password } }
+  throw new TypeError(
+    'Cannot use a credential without its user. Run again with --guest-user Administrator',
+  )
+}

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import process from 'node:process'
 import { suite } from 'uvu'
 import { openVm, showVm, undoOpenVm } from '../../tasks/open-vm.ts'
+import { Secret } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
 import { runTask } from '../run-task.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
@@ -61,6 +62,61 @@ test('allows enhanced sessions on the host, and takes that back', async ({ host 
   await undoOpenVm(result, host.ps)
   await undoOpenVm(result, host.ps)
   deepEqual(await host.state(), before)
+})
+
+test('has the enhanced session of a Linux go its own way, while the VM is off, and takes that back', async ({ host }) => {
+  const own = async () => (await host.state()).vms[0].sessionTransport
+  await host.ps`Get-VM | Stop-VM -TurnOff -Force`
+  const options = { vm: NAME, enhanced: true, guest: 'linux' as const }
+  const dry = await openVm({ ...options, dryRun: true }, host.ps)
+  equal(await own(), undefined)
+  const result = await openVm(options, host.ps)
+  deepEqual(dry, result)
+  deepEqual(result.before, { enhanced: false, transport: 'VMBus' })
+  equal(await own(), 'HvSocket')
+  match(result.notes.join(), /prepare-guest --enhanced-session/)
+  equal((await openVm(options, host.ps)).changed, false)
+  await host.ps`Get-VM | Start-VM`
+  await rejects(undoOpenVm(result, host.ps), /it is Running, and has to be off for that/)
+  await host.ps`Get-VM | Stop-VM -TurnOff -Force`
+  await undoOpenVm(result, host.ps)
+  await undoOpenVm(result, host.ps)
+  deepEqual([await own(), (await host.state()).host.enhancedSession], ['VMBus', false])
+})
+
+test('turns remote desktop on in a Windows guest, as its administrator, and takes that back', async ({ host }) => {
+  const account = { user: 'admin', password: 'guest’s $(id)' }
+  const terminal = { startMode: 'Disabled', state: 'Stopped', allowed: false }
+  await host.change((state) => {
+    Object.assign(state.guests['*'], { ...account, windows: { terminal } })
+    state.guests[NAME] = state.guests['*']
+  })
+  const before = await host.state()
+  const inside = async () => (await host.state()).guests[NAME].windows.terminal
+  const credential = { user: account.user, password: new Secret(account.password) }
+  const rdp = join(host.dir, 'guest.rdp')
+  const options = { vm: NAME, enhanced: true, rdp, credential }
+  const dry = await openVm({ ...options, dryRun: true }, host.ps)
+  deepEqual(await host.state(), before)
+  const result = await openVm(options, host.ps)
+  deepEqual(dry, result)
+  deepEqual(result.before, {
+    enhanced: false,
+    guest: { startMode: 'Disabled', running: false, allowed: false },
+  })
+  deepEqual(await inside(), { startMode: 'Manual', state: 'Running', allowed: true })
+  equal((await openVm(options, host.ps)).changed, false)
+  await undoOpenVm(result, host.ps, credential)
+  deepEqual(await inside(), terminal)
+  // without --rdp nobody else has to connect
+  await openVm({ vm: NAME, enhanced: true, credential }, host.ps)
+  deepEqual(await inside(), { startMode: 'Manual', state: 'Running', allowed: false })
+  const wrong = { user: 'admin', password: new Secret('no') }
+  await rejects(openVm({ vm: NAME, credential: wrong }, host.ps), {
+    message: /the guest does not take the account "admin": .+ Run again with another --guest-user/,
+  })
+  const none = await runTask(host, 'open-vm', '--vm', NAME, '--guest-credential', 'env:NONE')
+  equal(none.code, 1)
 })
 
 test('writes a file for remote desktop, with drives and without a password, once', async ({ host }) => {
