@@ -6,9 +6,11 @@ import { dirname, join, resolve } from 'node:path'
 import process from 'node:process'
 import { hostCommand, type PowerShell, powershell, readCredential, Secret } from './task.ts'
 import { png, uniform } from './verify/png.ts'
-import { likely, type Symptom } from './verify/symptoms.ts'
+import { describeLikely, likely, type Symptom } from './verify/symptoms.ts'
+import { showPicture } from './verify/terminal.ts'
 
 export type { Symptom }
+export { describeLikely, showPicture }
 
 export interface VerifyOptions {
   /** The VM's name. */
@@ -21,7 +23,7 @@ export interface VerifyOptions {
   guest?: 'windows' | 'linux' | undefined
   /** The PNG that gets the screen of a guest that does not answer. @default `NAME-screen.png` in this folder */
   screenshot?: string | undefined
-  /** An administrator of a Windows guest: its clock is asked for by PowerShell Direct then. */
+  /** An administrator of a Windows guest: its report and clock are asked for by PowerShell Direct then. */
   credential?: { user: string; password: Secret } | undefined
 }
 
@@ -51,6 +53,13 @@ export interface VerifyResult {
   }[]
   /** The integration services, by what they do. Their names are translated. */
   services: { name: string; enabled: boolean; ok: boolean }[]
+  /** What Windows says of itself by PowerShell Direct; null where it was not asked. */
+  report: {
+    /** Null where it does not say. */
+    activated: boolean | null
+    /** What became of its adapters at its first start here, as prepare-guest had left it to do. */
+    firstStart: string[]
+  } | null
   /** Seconds that the guest's clock is ahead of the host's; null where it was not asked for. */
   clock: number | null
   /** The file with the screen; null where the guest answers or there is none. */
@@ -148,6 +157,7 @@ export async function verify(options: VerifyOptions, ps = powershell): Promise<V
       }
     }
     $ahead = $null
+    $report = $null
     if ($user -and $running -and $family -ne 'linux') {
       $account = New-Object Management.Automation.PSCredential $user, $password
       try {
@@ -155,6 +165,15 @@ export async function verify(options: VerifyOptions, ps = powershell): Promise<V
         $ticks = Invoke-Command -VMId $vm.Id -Credential $account -ScriptBlock { [DateTime]::UtcNow.Ticks }
         $between = $before.AddTicks(([DateTime]::UtcNow - $before).Ticks / 2)
         $ahead = [Math]::Round(([long]$ticks - $between.Ticks) / 1e7, 1)
+        $told = Invoke-Command -VMId $vm.Id -Credential $account -ScriptBlock {
+          $activated = $null
+          # of Windows, which is one of many products that it knows
+          try { $activated = [int]@(Get-CimInstance -ClassName SoftwareLicensingProduct -Filter "ApplicationID='55c92734-d682-4d71-983e-d6ec3f16059f'" | Where-Object { $_.PartialProductKey })[0].LicenseStatus -eq 1 } catch { $null = $_ }
+          $log = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv', 'first-start.log')
+          $lines = @(if ([IO.File]::Exists($log)) { [IO.File]::ReadAllLines($log) | Select-Object -Last 20 | ForEach-Object { [string]$_ } })
+          ConvertTo-Json -InputObject ([ordered]@{ activated = $activated; firstStart = $lines }) -Compress
+        }
+        $report = ConvertFrom-Json ([string]@($told)[-1])
       } catch {
         if ($_.Exception.GetType().Name -eq 'PSDirectException') { throw "$cannot the guest does not take the account ""$user"": its password is wrong or empty, or it has never signed in there. Run again with another --user, or without one" }
         if ([string]$_.FullyQualifiedErrorId -notlike '*PSSessionStateBroken*') { throw }
@@ -172,7 +191,7 @@ export async function verify(options: VerifyOptions, ps = powershell): Promise<V
     }
     $result = [ordered]@{
       vm = [string]$vm.Name; id = [string]$vm.Id; state = [string]$now.State; uptime = [Math]::Round($now.Uptime.TotalSeconds); heartbeat = $(if ($alive) { 'ok' } else { 'none' })
-      os = $os; guest = $family; addresses = $addresses; services = $services; clock = $ahead
+      os = $os; guest = $family; addresses = $addresses; services = $services; clock = $ahead; report = $report
       typed = [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent([WildcardPattern]::Escape($vm.Name))
       generation = [int]$vm.Generation; secureBoot = $secure; diskFirst = $first
       disks = @(Get-VMHardDiskDrive -VM $vm | Where-Object { $_.Path } | ForEach-Object { [string]$_.Path })
@@ -202,7 +221,9 @@ function judge({ heartbeat, addresses }: Seen): boolean {
     addresses.some(({ ping, ports }) => ping || ports.some(({ answer }) => answer !== 'silent'))
 }
 
-function describe({ state, uptime, heartbeat, os, addresses, services, clock }: Seen): string[] {
+function describe(
+  { state, uptime, heartbeat, os, addresses, services, clock, report }: Seen,
+): string[] {
   if (state !== 'Running') return [`It is ${state}, so nothing of the guest can answer`]
   const off = services.filter(({ enabled }) => !enabled).map(({ name }) => name)
     .filter((name) => name !== 'guest services') // off by default
@@ -227,6 +248,13 @@ function describe({ state, uptime, heartbeat, os, addresses, services, clock }: 
     ...(clock !== null && Math.abs(clock) >= 5
       ? [`Its clock is ${Math.abs(clock)} s ${clock > 0 ? 'ahead of' : 'behind'} the host's`]
       : []),
+    ...(report?.activated === false
+      ? [
+        'Windows in it is not activated. Run in it, elevated: slmgr /ato; or Settings, Activation, ' +
+        '"I changed hardware on this device recently"',
+      ]
+      : []),
+    ...(report?.firstStart ?? []).map((line) => `At its first start here: ${line}`),
   ]
 }
 
@@ -306,22 +334,6 @@ function throwIfUnusable({ vm, timeout = 120, port = [] }: VerifyOptions): void 
   }
 }
 
-/** Shows the picture in a terminal that can: iTerm2's and kitty's protocols. */
-function show(file: Uint8Array): void {
-  const { TERM_PROGRAM, TERM } = process.env
-  const image = Buffer.from(file).toString('base64')
-  if (/^(iTerm\.app|WezTerm)$/.test(TERM_PROGRAM ?? '')) {
-    process.stderr.write(`\u001b]1337;File=inline=1;width=60:${image}\u0007\n`)
-  } else if (/kitty|ghostty/.test(TERM ?? '')) {
-    const parts = image.match(/.{1,4096}/g) ?? []
-    parts.forEach((part, index) => {
-      const first = index === 0 ? 'a=T,f=100,c=60,' : ''
-      process.stderr.write(`\u001b_G${first}m=${index < parts.length - 1 ? 1 : 0};${part}\u001b\\`)
-    })
-    process.stderr.write('\n')
-  }
-}
-
 /** The account of the guest; its password is on no command line. */
 async function account(
   user: string | undefined,
@@ -356,7 +368,10 @@ await hostCommand(
       type: 'string',
       describe: 'The PNG that gets the screen of a guest that does not answer',
     },
-    user: { type: 'string', describe: 'An administrator of a Windows guest, to ask for its clock' },
+    user: {
+      type: 'string',
+      describe: 'An administrator of a Windows guest, to ask for its report',
+    },
     credential: {
       type: 'string',
       describe:
@@ -374,11 +389,8 @@ await hostCommand(
     const options = { ...rest, ...await account(user, credential) }
     const result = await verify(options, ps)
     const { booted, reasons, likely, screenshot } = result
-    if (screenshot && process.stderr.isTTY) show(await fs.readFile(screenshot))
-    const fits = likely.map(({ screen, why, command, symptom }) =>
-      ` - ${screen}\n   ${why} (docs/symptoms.md#${symptom})\n   ${command}`
-    )
-    const words = [...reasons.map((reason) => `${reason}.`), ...fits].join('\n')
+    if (screenshot) await showPicture(await fs.readFile(screenshot))
+    const words = [...reasons.map((reason) => `${reason}.`), ...describeLikely(likely)].join('\n')
     if (booted === 'yes') return result
     process.stderr.write(`${words}\n`)
     process.exitCode = 1

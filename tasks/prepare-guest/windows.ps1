@@ -240,6 +240,16 @@ function addresses {
   say 'addresses' 'changed' "The addresses are recorded in $record. At its first start on Hyper-V Windows removes the adapters that are gone, and gives those with the same MAC address their fixed addresses"
 }
 
+# Activation is by the hardware, of which the UUID comes along. The application's id is Windows' own
+# (learn.microsoft.com/previous-versions/windows/desktop/sppwmi/softwarelicensingproduct).
+function licence {
+  $product = @(Get-CimInstance -ClassName SoftwareLicensingProduct -Filter "ApplicationID='55c92734-d682-4d71-983e-d6ec3f16059f'" | Where-Object { $_.PartialProductKey })[0]
+  $key = "$($product.ProductKeyChannel), the key that ends in $($product.PartialProductKey)"
+  if (-not $product -or $product.LicenseStatus -ne 1) { say 'licence' 'ok' 'Windows is not activated, so nothing of that is lost' }
+  elseif ([string]$product.ProductKeyChannel -like 'OEM*') { say 'licence' 'warning' "Windows is activated ($key) for the computer that it came with, and on Hyper-V may ask for another key. What it has is shown by: slmgr /dlv" }
+  else { say 'licence' 'ok' "Windows is activated ($key). The UUID that this goes by comes along, a serial number cannot. Should Windows ask all the same, run in the guest, elevated: slmgr /ato" }
+}
+
 function additions {
   if ($keepAdditions) {
     say 'guest-additions' 'ok' 'The Guest Additions are left alone'
@@ -402,7 +412,7 @@ if ($mode -eq 'undo') {
   undo
   return finish
 }
-foreach ($step in @{ name = 'boot-drivers'; run = { bootDrivers } }, @{ name = 'hibernation'; run = { hibernation } }, @{ name = 'auto-reboot'; run = { autoReboot } }, @{ name = 'bitlocker'; run = { bitLocker } }, @{ name = 'addresses'; run = { addresses } }, @{ name = 'guest-additions'; run = { additions } }, @{ name = 'shut-down'; run = { shutDown } }) {
+foreach ($step in @{ name = 'boot-drivers'; run = { bootDrivers } }, @{ name = 'hibernation'; run = { hibernation } }, @{ name = 'auto-reboot'; run = { autoReboot } }, @{ name = 'bitlocker'; run = { bitLocker } }, @{ name = 'addresses'; run = { addresses } }, @{ name = 'licence'; run = { licence } }, @{ name = 'guest-additions'; run = { additions } }, @{ name = 'shut-down'; run = { shutDown } }) {
   try { & $step.run } catch { say $step.name 'warning' "This could not be done: $(first $_.Exception.Message)" }
 }
 finish

@@ -1,5 +1,5 @@
 /** The screen of a VM as a PNG. */
-import { crc32, deflateSync } from 'node:zlib'
+import { crc32, deflateSync, inflateSync } from 'node:zlib'
 
 /**
  * An image of Hyper-V as PNG (RFC 2083).
@@ -31,6 +31,19 @@ export function png(data: Uint8Array, width: number, height: number): Uint8Array
     chunk('IDAT', deflateSync(rows)),
     chunk('IEND', Buffer.alloc(0)),
   ])
+}
+
+/** The pixels of a PNG of {@link png}, 8 bits each of red, green and blue. */
+export function rgb(file: Uint8Array): { width: number; height: number; data: Uint8Array } {
+  const bytes = Buffer.from(file)
+  const [width, height] = [bytes.readUInt32BE(16), bytes.readUInt32BE(20)]
+  const length = bytes.readUInt32BE(33)
+  const rows = inflateSync(bytes.subarray(41, 41 + length))
+  const data = Buffer.alloc(width * height * 3)
+  for (let y = 0; y < height; y++) {
+    rows.copy(data, y * width * 3, y * (width * 3 + 1) + 1, (y + 1) * (width * 3 + 1))
+  }
+  return { width, height, data }
 }
 
 /** Whether all pixels are one, as they are of a screen that is black. */

@@ -105,6 +105,13 @@ export function likely(known: Known): Symptom[] {
   return all.filter((one) => one !== false)
 }
 
+/** For people: what the screen may show, why, and what to try. */
+export function describeLikely(all: Symptom[]): string[] {
+  return all.map(({ screen, why, command, symptom }) =>
+    ` - ${screen}\n   ${why} (docs/symptoms.md#${symptom})\n   ${command}`
+  )
+}
+
 function quoted(text: string): string {
   return `'${text.replaceAll("'", "''")}'`
 }

@@ -112,6 +112,7 @@ onWindows(
         'auto-reboot ok',
         'bitlocker ok',
         'addresses changed',
+        'licence ok',
         'guest-additions ok',
       ])
       deepEqual(await fs.readdir(join(context.dir, 'guest')), [])

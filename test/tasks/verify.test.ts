@@ -1,7 +1,12 @@
 import fs from 'fs-extra'
 import { deepEqual, equal, match, ok, rejects } from 'node:assert/strict'
+import { execFile } from 'node:child_process'
 import { createServer } from 'node:net'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import process from 'node:process'
+import { pathToFileURL } from 'node:url'
+import { promisify } from 'node:util'
 import { inflateSync } from 'node:zlib'
 import { suite } from 'uvu'
 import { createVm } from '../../tasks/create-vm.ts'
@@ -9,6 +14,7 @@ import { Secret } from '../../tasks/task.ts'
 import { verify } from '../../tasks/verify.ts'
 import { png, uniform } from '../../tasks/verify/png.ts'
 import { type Known, likely } from '../../tasks/verify/symptoms.ts'
+import { showPicture, sixels, type Terminal } from '../../tasks/verify/terminal.ts'
 import { needs } from '../needs.ts'
 import { runTask } from '../run-task.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
@@ -147,11 +153,21 @@ test('refuses a VM that is not there, and what is no name, time or port', async 
   await rejects(verify({ vm: 'a', port: [0] }, host.ps), /it is 1 to 65535/)
 })
 
-test('asks a Windows guest for its clock, with an account that is on no command line', async ({ host }) => {
+test('pain 24, 25: asks a Windows guest for its clock, activation and first start, with an account that is on no command line', async ({ host }) => {
   const account = { user: 'admin', password: 'guest’s $(id)' }
   await guest(host, { heartbeat: { polls: 0 }, ...account })
   const options = { vm: HOSTILE, port: [1], timeout: 5 }
   const password = new Secret(account.password)
+  const quiet = await verify({ ...options, credential: { user: 'admin', password } }, host.ps)
+  deepEqual(quiet.report, { activated: true, firstStart: [] })
+  const { vms: [{ id }] } = await host.state()
+  const log = join(host.dir, 'guests', id.toUpperCase(), 'ProgramData', 'vbox-to-hyperv')
+  await fs.outputFile(join(log, 'first-start.log'), 'x has 10.0.0.5 again\n')
+  await guest(host, { heartbeat: { polls: 0 }, ...account, windows: { licence: 5 } })
+  const told = await verify({ ...options, credential: { user: 'admin', password } }, host.ps)
+  deepEqual(told.report, { activated: false, firstStart: ['x has 10.0.0.5 again'] })
+  match(told.reasons.join('\n'), /^Windows in it is not activated\. .+ slmgr \/ato/m)
+  match(told.reasons.join('\n'), /^At its first start here: x has 10\.0\.0\.5 again$/m)
   const { clock, reasons } = await verify(
     { ...options, credential: { user: account.user, password } },
     host.ps,
@@ -256,6 +272,99 @@ symptoms('have a section each in the manual, and a command each', async () => {
   }
 })
 
+/** A terminal that answers the question what it is, in two parts, if at all. */
+function answering(env: Terminal['env'], answer?: string, isTTY = true) {
+  let written = ''
+  let hear: ((data: Uint8Array) => void) | undefined
+  const modes: boolean[] = []
+  const terminal: Terminal = {
+    out: {
+      isTTY,
+      write: (text) => {
+        written += text
+        if (text !== '\u001b[c' || answer === undefined) return
+        hear?.(Buffer.from(answer.slice(0, 4)))
+        hear?.(Buffer.from(answer.slice(4)))
+      },
+    },
+    in: {
+      isTTY,
+      setRawMode: (raw) => modes.push(raw),
+      on: (_, listener) => hear = listener,
+      off: () => hear = undefined,
+      resume: () => {},
+      pause: () => {},
+    },
+    env,
+  }
+  return { terminal, modes, written: () => written, listens: () => hear !== undefined }
+}
+
+const pictures = suite('showPicture')
+const picture = png(Uint8Array.of(0x00, 0xf8, 0x1f, 0x00, 0x1f, 0x00, 0x1f, 0x00), 2, 2)
+
+pictures(
+  'goes by the protocol of the terminal, and by sixels where it says that it knows them',
+  async () => {
+    const shown = async (env: Terminal['env'], answer?: string, isTTY = true) => {
+      const { terminal, written, modes, listens } = answering(env, answer, isTTY)
+      const shows = await showPicture(picture, terminal)
+      equal(listens(), false)
+      return { shows, text: written(), modes }
+    }
+    const base64 = Buffer.from(picture).toString('base64')
+    const iterm = await shown({ TERM_PROGRAM: 'WezTerm' })
+    ok(iterm.shows && iterm.text.includes(`:${base64}\u0007`))
+    const kitty = await shown({ TERM: 'xterm-kitty' })
+    ok(kitty.shows && kitty.text.includes(`m=0;${base64}\u001b\\`))
+    // Windows Terminal 1.22
+    const windows = await shown({ WT_SESSION: 'x' }, '\u001b[?61;4;6;7;14;21;22;23;24;28;32;42c')
+    equal(windows.shows, true)
+    equal(windows.text, `\u001b[c${sixels({ width: 2, height: 2, data: PIXELS })}\n`)
+    deepEqual(windows.modes, [true, false])
+    const older = await shown({ WT_SESSION: 'x' }, '\u001b[?61;6;7;14;21;22c')
+    deepEqual([older.shows, older.text, older.modes], [false, '\u001b[c', [true, false]])
+    const mute = await shown({ TERM: 'xterm-256color' })
+    deepEqual([mute.shows, mute.modes], [false, [true, false]])
+    const file = await shown({ TERM_PROGRAM: 'WezTerm' }, undefined, false)
+    deepEqual([file.shows, file.text], [false, ''])
+  },
+)
+
+/** Red and blue above blue and blue. */
+const PIXELS = Uint8Array.of(255, 0, 0, 0, 0, 255, 0, 0, 255, 0, 0, 255)
+
+pictures('writes each colour once, and each band of rows in passes', () => {
+  // bit 0 is the row above: red 1, 0; blue 2, 3
+  const text = '\u001bPq"1;1;2;2#180;2;100;0;0#180@?$#5;2;0;0;100#5AB-\u001b\\'
+  equal(sixels({ width: 2, height: 2, data: PIXELS }), text)
+  const white = new Uint8Array(12 * 7 * 3).fill(255)
+  const wide = sixels({ width: 12, height: 7, data: white })
+  equal(wide, '\u001bPq"1;1;12;7#215;2;100;100;100#215!12~-#215!12@-\u001b\\')
+})
+
+needs(pictures, 'script')('are shown by the command, on a terminal alone', async () => {
+  const dir = await fs.mkdtemp(join(tmpdir(), 'verify-'))
+  try {
+    await fs.writeFile(join(dir, 'a.png'), picture)
+    const path = join(import.meta.dirname as string, '..', '..', 'tasks', 'verify.ts')
+    const code =
+      `import(${JSON.stringify(pathToFileURL(path).href)}).then(async ({ showPicture }) => ` +
+      `process.exit(await showPicture(require('fs').readFileSync('a.png')) ? 7 : 8))`
+    await fs.writeFile(join(dir, 'show.cjs'), code)
+    const run = promisify(execFile)
+    const runtime = 'Deno' in globalThis ? `${process.execPath} run -A` : process.execPath
+    const env = { ...process.env, TERM: 'xterm-kitty', TERM_PROGRAM: '' }
+    const options = { cwd: dir, env }
+    const seen = await run('script', ['-qec', `${runtime} show.cjs`, 'log'], options)
+      .then(() => 0, ({ code }) => code)
+    equal(seen, 7)
+    ok((await fs.readFile(join(dir, 'log'), 'utf8')).includes('\u001b_Ga=T,f=100,c=60,m=0;'))
+  } finally {
+    await fs.remove(dir)
+  }
+})
+
 symptoms('know a picture of one colour', () => {
   equal(uniform(new Uint8Array(16)), true)
   equal(uniform(Uint8Array.of(1, 2, 1, 2)), true)
@@ -266,6 +375,7 @@ symptoms('know a picture of one colour', () => {
 
 verifying.run()
 symptoms.run()
+pictures.run()
 
 /** Reads a PNG of 8 bits a channel without filters. */
 function decode(file: Uint8Array): { width: number; height: number; pixels: Buffer } {

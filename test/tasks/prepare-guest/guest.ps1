@@ -3,6 +3,7 @@
 $global:guest = @{
   registry = @{}; hibernate = $true; denied = @(); adapters = @(); volumes = @(); devices = @()
   groups = @('"Mandatory Label\High Mandatory Level","Label","S-1-16-12288",""'); calls = @(); uninstaller = 0; static = @()
+  licence = @{ LicenseStatus = 1; ProductKeyChannel = 'Retail'; PartialProductKey = '3V66T' }
 }
 
 function global:Find-Key([string]$path) { $path -replace '^Microsoft\.PowerShell\.Core\\Registry::HKEY_LOCAL_MACHINE', 'HKLM:' }
@@ -106,6 +107,9 @@ function global:Get-CimInstance {
       throw (New-Object Management.Automation.ErrorRecord $failure, 'HRESULT 0x8004100e,Microsoft.Management.Infrastructure.CimCmdlets.GetCimInstanceCommand', 'MetadataError', $Namespace)
     }
     return $guest.volumes
+  }
+  if ($ClassName -eq 'SoftwareLicensingProduct' -and $Filter -eq "ApplicationID='55c92734-d682-4d71-983e-d6ec3f16059f'") {
+    return [pscustomobject]@{ LicenseStatus = 0; ProductKeyChannel = $null; PartialProductKey = $null }, [pscustomobject]$guest.licence
   }
   if ($ClassName -ne 'Win32_NetworkAdapterConfiguration' -or $Filter -ne 'IPEnabled = TRUE') { throw "simulated guest: Get-CimInstance $ClassName $Filter" }
   $guest.adapters
