@@ -17,6 +17,7 @@ import {
 } from '../tasks/set-guest-ip.ts'
 import type { StartVmResult } from '../tasks/start-vm.ts'
 import { guardOptions, readGuard } from '../tasks/guard.ts'
+import { showPicture } from '../tasks/verify.ts'
 import { commandLine, dryRun, onWindows, type Option, parseHost } from '../tasks/task.ts'
 import { beginBundle, BUNDLE, bundleState, finishBundle, removeBundle } from './run/bundle.ts'
 import { Stopped } from './run/ask.ts'
@@ -24,6 +25,7 @@ import { cutOffMaking, findOut, isSince, madeIn, sizeThere } from './run/cut-off
 import { checkElevation, converse, elevate, elevateOptions, offerElevation } from './run/elevate.ts'
 import { freeSpace, type Host, localFolder, openHost } from './run/host.ts'
 import { beginJournal, readJournals, record, stateFolder } from './run/journal.ts'
+import { type Look, lookAt } from './run/look.ts'
 import { lock, locksOf } from './run/lock.ts'
 import {
   type Disks,
@@ -84,6 +86,8 @@ export interface MigrateTools {
    * Picks the network adapter of a switch that is not there yet. @default refuses, naming them
    */
   pickAdapter?: (adapters: CheckHostResult['adapters']) => Promise<string>
+  /** Shows a PNG in the terminal, where it can. @default shows nothing */
+  show?: (picture: Uint8Array) => Promise<unknown>
   /** Stops at the next safe point. */
   signal?: AbortSignal | undefined
   /** Opens `local` or `ssh://...`. @default by the PowerShell there */
@@ -389,7 +393,7 @@ async function rehearse(
 async function run(
   plan: Plan,
   host: Host | undefined,
-  { screen, live = false, signal, credential, state }: MigrateTools & { state: string },
+  { screen, live = false, show, signal, credential, state }: MigrateTools & { state: string },
 ): Promise<Outcome> {
   const dir = plan.target.kind === 'bundle' ? resolve(plan.target.dir) : undefined
   const stage = plan.target.kind === 'ssh' ? plan.target.stage : undefined
@@ -489,7 +493,11 @@ async function run(
   }
   await record(journal.file, { entry: 'end', outcome: 'done' })
   const same = ![...results.values()].some(({ changed }) => changed)
-  screen({ event: 'end', outcome: same ? 'same' : 'done', next: nextSteps(plan, results, same) })
+  const silent = results.get('start-vm')?.heartbeat === 'none'
+  const look = host && silent ? await lookAt(plan, state, host.ps) : undefined
+  if (look?.picture) await show?.(look.picture)
+  const next = nextSteps(plan, results, same, look)
+  screen({ event: 'end', outcome: same ? 'same' : 'done', next })
   return same ? 'same' : 'done'
 }
 
@@ -505,7 +513,12 @@ async function verify(plan: Plan, host: Host): Promise<void> {
   }
 }
 
-function nextSteps(plan: Plan, results: Map<string, StepResult>, same: boolean): string[] {
+function nextSteps(
+  plan: Plan,
+  results: Map<string, StepResult>,
+  same: boolean,
+  look: Look | undefined,
+): string[] {
   const { name, target } = plan
   const warnings = [...results.values()].flatMap((result) => result.warnings ?? []) as string[]
   if (target.kind === 'bundle') {
@@ -532,7 +545,9 @@ function nextSteps(plan: Plan, results: Map<string, StepResult>, same: boolean):
     ...(started?.heartbeat === 'none'
       ? [
         'It runs, but the guest gave no heartbeat: it may not have booted, or lacks the integration services ' +
-        '(Linux: hyperv-daemons). See its screen, and what may be the matter (docs/symptoms.md):',
+        '(Linux: hyperv-daemons).',
+        ...look?.lines ?? [],
+        'To look again:',
         `  npx zx tasks/verify.ts --vm "${name}"${
           target.kind === 'ssh' ? ` --host ${target.url}` : ''
         }`,
@@ -668,6 +683,7 @@ if (given) {
         credential,
         signal: signal(),
         ...(person && !yes && { agree: () => confirm('Go ahead?'), agreePrepare: confirm }),
+        ...(live && { show: showPicture }),
         ...(person && { pick: (names) => select('Which VM?', names) }),
         ...(person && {
           pickAdapter: async (adapters) => {
