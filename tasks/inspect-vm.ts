@@ -19,6 +19,8 @@ export interface InspectVmOptions {
 export interface VmDescription {
   kind: 'virtualbox' | 'vbox' | 'ovf' | 'ova' | 'disks'
   name: string
+  /** The file that says all this, absolute: a .vbox, .ovf, or the archive that has one. Bare disks have none. */
+  settings?: string
   /** The machine's own, without braces, as all UUIDs here. */
   uuid?: string
   /**
@@ -515,6 +517,7 @@ function describeMachine(machine: Node, file: string, kind: 'vbox' | 'ovf' | 'ov
   return {
     kind,
     name: attribute(machine, 'name') ?? '',
+    settings: file,
     ...(uuid && { uuid, hardwareUuid: readHardwareUuid(hw, uuid) }),
     cpus: whole(file, child(platform, 'CPU') ?? child(hw, 'CPU'), 'count', 1),
     memory: whole(file, child(hw, 'Memory'), 'RAMSize') * MB,
@@ -951,6 +954,7 @@ function describeOvf(root: Node, file: string, kind: 'ovf' | 'ova'): VmDescripti
   return {
     kind,
     name: content(system, 'Name') ?? attribute(system, 'id') ?? basename(file, extname(file)),
+    settings: file,
     cpus,
     memory: memory * bytesPer(content(ofType('4')[0], 'AllocationUnits'), MB),
     firmware: efi ? 'efi' : 'bios',

@@ -102,6 +102,7 @@ settings('describes a .vbox as VirtualBox 7.0 writes it', async ({ dir, has }) =
   deepEqual(rest, {
     kind: 'vbox',
     name: NAME,
+    settings: join(dir, '7.0.vbox'),
     uuid: uuid('1'),
     hardwareUuid: uuid('1'),
     cpus: 3,
@@ -212,7 +213,7 @@ settings('describes a .vbox of a VirtualBox to come as those before it', async (
   const text = await fs.readFile(join(fixtures, '1.20.vbox'), 'utf8')
   const file = join(dir, 'later.vbox')
   await fs.writeFile(file, text.replace('"1.20-windows"', '"1.99-linux" other="1"'))
-  deepEqual(await inspectVm({ source: [file] }), known)
+  deepEqual(await inspectVm({ source: [file] }), { ...known, settings: file })
 })
 
 settings('describes a .vbox of VirtualBox 7.1', async ({ has }) => {
@@ -359,6 +360,7 @@ for (const version of ['0.9', '1.0', '2.0']) {
     const vm = await inspectVm({ source: [await has(`${name}.ovf`)] })
     equal(vm.kind, 'ovf')
     equal(vm.name, NAME)
+    equal(vm.settings, join(dir, `${name}.ovf`))
     equal(vm.cpus, 3)
     equal(vm.memory, 2048 * MB)
     equal(vm.firmware, 'efi')
@@ -409,6 +411,7 @@ settings('describes an OVF of VMware', async ({ dir, has }) => {
   deepEqual(vm, {
     kind: 'ovf',
     name: 'jump host',
+    settings: source[0],
     cpus: 4,
     memory: 4096 * MB,
     firmware: 'efi',
@@ -755,6 +758,7 @@ test('describes a VM alike by name, by UUID, by its .vbox and by its exports', a
   equal(kind, 'virtualbox')
   equal(vm.name, NAME)
   equal(vm.state, 'poweroff')
+  equal(vm.settings, context.vbox)
   deepEqual(vm.nics, NICS)
   deepEqual(vm.warnings, warningsIn(dirname(context.vbox)))
   deepEqual(vm.disks.map(({ capacity }) => capacity), [6 * MB, 5 * MB, 4 * MB])
@@ -774,6 +778,7 @@ test('describes a VM alike by name, by UUID, by its .vbox and by its exports', a
       { name, uuid, cpus, memory, firmware, tpm, osType, guest, nics }: typeof ova,
     ) => ({ name, uuid, cpus, memory, firmware, tpm, osType, guest, nics })
     deepEqual(settings(ova), settings({ kind, ...vm }))
+    equal(ova.settings, file)
     deepEqual(
       ova.disks.map((
         { path, member, capacity, controller },
