@@ -26,7 +26,7 @@ import { quickGuests, simulatedHost } from '../test/simulated-host.ts'
 
 const execute = promisify(execFile)
 const root = join(import.meta.dirname as string, '..')
-const [COLUMNS, ROWS] = [80, 44]
+const [COLUMNS, ROWS] = [80, 56]
 /** Pixels of a character's cell, for a font of 14. */
 const [WIDTH, HEIGHT] = [8.43, 18]
 

@@ -28,7 +28,17 @@ import { beginJournal, readJournals, record, stateFolder } from './run/journal.t
 import { type Look, lookAt } from './run/look.ts'
 import { lock, locksOf } from './run/lock.ts'
 import {
+  checkSource,
+  readPlan,
+  refuseBeside,
+  refuseHost,
+  refuseOther,
+  refusePlanOut,
+  writePlan,
+} from './run/plan-file.ts'
+import {
   type Disks,
+  type Foreseen,
   makePlan,
   type Plan,
   refuseState,
@@ -36,11 +46,14 @@ import {
   size,
   type Step,
   type Target,
+  targetOf,
   type Wishes,
+  wishesOf,
 } from './run/plan.ts'
 import { prepareSource } from './run/prepare.ts'
-import { describeProgress, logOption, measure, type Screen, terminal } from './run/screen.ts'
+import { describeProgress, logOption, measure, near, type Screen, terminal } from './run/screen.ts'
 import { removeStage } from './run/send-disk.ts'
+import { changedSince, fingerprint, refuseChanged } from './run/source.ts'
 import { refuseTwins } from './run/twins.ts'
 import {
   completed,
@@ -66,6 +79,13 @@ export interface MigrateOptions extends Omit<Wishes, 'memory'> {
   prepare?: string | undefined
   /** Suspends BitLocker in the guest then. @default false */
   suspendBitlocker?: boolean | undefined
+  /**
+   * A file that `planOut` wrote: exactly that is done, or nothing where its source or its host has changed
+   * since. Source, target and wishes come from there.
+   */
+  plan?: string | undefined
+  /** A file that gets the plan, for later; nothing else is done. A plan that is there is replaced. */
+  planOut?: string | undefined
   /** The folder for journals. @default the user's data folder */
   state?: string | undefined
   /** @default false */
@@ -101,20 +121,40 @@ export type Outcome = 'done' | 'same' | 'dry-run' | 'declined'
 /**
  * Checks, plans, does and verifies. Every refusal comes before the first change, all of them at once.
  * Each step is in the journal when it is done; a run that stopped goes on when it is asked for again.
+ * In the end, however it came, the files of the source are as they were, or the run has failed.
  */
-export async function migrate(options: MigrateOptions, tools: MigrateTools): Promise<Outcome> {
+export async function migrate(
+  { plan: file, planOut, ...given }: MigrateOptions,
+  tools: MigrateTools,
+): Promise<Outcome> {
   const { screen, signal } = tools
+  if (planOut !== undefined && given.prepare !== undefined) {
+    throw new TypeError(
+      'Cannot write the plan down: it is made of the disks of a guest that is off, and --prepare is to ' +
+        'shut it down first. Shut it down, and run again without --prepare',
+    )
+  }
+  if (file !== undefined) refuseBeside(file, { ...given, planOut }, DEFAULTS)
+  const planned = file === undefined ? undefined : await readPlan(file)
+  if (file !== undefined && planned) await checkSource(file, planned)
+  const { source: from, to: there, wishes: own } = planned?.origin ?? {}
+  const options: MigrateOptions = planned
+    ? { ...own, source: from, to: there, dryRun: given.dryRun }
+    : given
   if (options.to?.startsWith('ssh:')) parseHost(options.to)
   const { source, to } = await chooseSource(options, tools)
   let vm = await inspectVm({ source })
-  const { memory, prepare, suspendBitlocker, ...wishes } = options
-  const state = resolve(options.state ?? stateFolder)
+  const wishes = wishesOf({ ...options, memory: undefined })
+  const { memory, prepare, suspendBitlocker } = options
+  const state = resolve(given.state ?? planned?.origin.state ?? stateFolder)
   const asked = to?.startsWith('bundle:')
     ? undefined
     : (tools.host ?? openHost)(to?.startsWith('ssh:') ? to : 'local')
   try {
     const name = options.name ?? vm.name
-    const target = await chooseTarget(to, name, { ...options, state }, asked, screen)
+    // disks on their way stay where they are, whoever runs the plan
+    const stage = planned?.origin.state ?? state
+    const target = await chooseTarget(to, name, { ...options, state: stage }, asked, screen)
     const adapter = await chooseAdapter(wishes, target, asked, tools)
     const asks = {
       ...wishes,
@@ -134,19 +174,31 @@ export async function migrate(options: MigrateOptions, tools: MigrateTools): Pro
       if (prepared !== 'off') return prepared
       vm = await inspectVm({ source })
     }
-    const disks = await describeDisks(vm).catch((error) => {
+    const look = () => Promise.all([describeDisks(vm), fingerprint(vm)])
+    const [disks, files] = await look().catch((error) => {
       // Windows lets nobody else read a disk that VirtualBox has open
       throw new Error(refuseState(vm) ?? error.message, { cause: error })
     })
     // a PowerShell without Hyper-V was asked in vain
     const host = target.kind === 'bundle' ? undefined : asked
     const { plan, refusals } = makePlan(vm, disks, asks, target)
+    plan.origin = {
+      source: vm.kind === 'virtualbox' ? source : source.map((path) => resolve(path)),
+      to: targetOf(plan),
+      state: stage,
+      wishes: asks,
+      files,
+    }
+    if (file !== undefined && planned) refusals.push(...refuseOther(file, planned, plan))
+    if (planOut !== undefined) refusals.push(...[await refusePlanOut(planOut) ?? []].flat())
+    const journals = await readJournals(state)
+    refusals.push(...await refuseChanged(journals, plan))
     if (target.kind !== 'bundle') refusals.push(...await refuseTwins(plan))
     // each task refuses what it cannot take, such as a name, before it asks the host
     for (const step of plan.steps) {
       if (step.where === 'host') await scriptOf(step).catch(({ message }) => refusals.push(message))
     }
-    const release = options.dryRun
+    const release = options.dryRun || planOut !== undefined
       ? undefined
       : await lock(state, locksOf(plan), `the migration of "${plan.source.name}"`)
     try {
@@ -156,9 +208,19 @@ export async function migrate(options: MigrateOptions, tools: MigrateTools): Pro
           ...await checkReach(plan, host as Host, state).catch(({ message }) => [message]),
         )
       }
+      const fresh = !journals.some((journal) =>
+        journal.plan.key === plan.key && journal.outcome !== 'undone'
+      )
+      // what a run of this plan has changed by now is no change of the world
+      if (file !== undefined && planned && fresh && refusals.length === 0) {
+        const found = await foreseeAll(plan, host, tools)
+        refusals.push(...refuseHost(file, planned, found))
+      }
       screen({ event: 'plan', plan, refusals })
       if (refusals.length > 0) throw new Error([...new Set(refusals)].join('\n'))
-      if (options.dryRun) return await rehearse(plan, host, tools)
+      if (options.dryRun || planOut !== undefined) {
+        return await rehearse(plan, host, tools, planOut)
+      }
       if (tools.agree && !await tools.agree(plan)) return 'declined'
       return await run(plan, host, { ...tools, signal, state })
     } finally {
@@ -227,7 +289,8 @@ async function chooseTarget(
     if (!dir) {
       throw new Error('Cannot write a bundle: no folder is named. Example: --to bundle:out/demo')
     }
-    return { kind: 'bundle', dir }
+    // what is written down of it is read in other folders too
+    return { kind: 'bundle', dir: resolve(dir) }
   }
   const ssh = to?.startsWith('ssh:')
   if (to !== undefined && to !== 'local' && !ssh) {
@@ -254,7 +317,7 @@ async function chooseTarget(
     event: 'note',
     text: `There is no PowerShell with Hyper-V here: this makes a bundle.\n`,
   })
-  return { kind: 'bundle', dir }
+  return { kind: 'bundle', dir: resolve(dir) }
 }
 
 /** The adapter that is asked for, or else picked by a person where a switch has to be made. */
@@ -365,28 +428,50 @@ async function checkStage(plan: Plan, stage: string): Promise<string[]> {
 }
 
 /** Asks every step what it would change, and changes nothing. */
+async function foreseeAll(
+  plan: Plan,
+  host: Host | undefined,
+  { credential }: MigrateTools,
+  say: (step: Step, state: Foreseen) => void = () => {},
+): Promise<Map<string, Foreseen>> {
+  const found = new Map<string, Foreseen>()
+  for (const step of plan.steps) {
+    if (step.where === 'host' && (host === undefined || step.task === 'check-host')) continue
+    const ask = async () => {
+      if (step.where === 'here') return step.already ? 'same' : 'would'
+      if (step.needs.some((need) => found.has(need) && found.get(need) !== 'same')) return 'unknown'
+      const ps = powershellFor(host, step)
+      return (await perform(step, { ps, credential }, true)).changed ? 'would' : 'same'
+    }
+    const state = await ask()
+    found.set(step.id, state)
+    say(step, state)
+  }
+  return found
+}
+
+/** A dry run, which may write the plan down. */
 async function rehearse(
   plan: Plan,
   host: Host | undefined,
-  { screen, credential }: MigrateTools,
+  tools: MigrateTools,
+  planOut: string | undefined,
 ): Promise<Outcome> {
-  const changes = new Set<string>()
-  for (const step of plan.steps) {
-    const { id, title, needs, where } = step
-    const say = (state: 'same' | 'would' | 'unknown') => {
-      if (state !== 'same') changes.add(id)
-      screen({ event: 'step', step: id, title, state })
-    }
-    if (where === 'here') say(step.already ? 'same' : 'would')
-    else if (host === undefined || step.task === 'check-host') continue
-    else if (needs.some((need) => changes.has(need))) say('unknown')
-    else {
-      const ps = powershellFor(host, step)
-      say((await perform(step, { ps, credential }, true)).changed ? 'would' : 'same')
-    }
+  const { screen } = tools
+  const found = await foreseeAll(plan, host, tools, ({ id, title }, state) => {
+    screen({ event: 'step', step: id, title, state })
+  })
+  const next = [...found.values()].some((state) => state !== 'same') ? UNCHANGED : NOTHING_TO_DO
+  if (planOut === undefined) screen({ event: 'end', outcome: 'dry-run', next: [next] })
+  else {
+    if (plan.origin) plan.origin.found = Object.fromEntries(found)
+    await writePlan(planOut, plan)
+    const wrote = [
+      `The plan is in "${planOut}", and nothing else was changed. Run it:`,
+      `  npx zx recipes/migrate.ts --plan "${planOut}"`,
+    ]
+    screen({ event: 'end', outcome: 'dry-run', next: wrote })
   }
-  const next = changes.size ? UNCHANGED : NOTHING_TO_DO
-  screen({ event: 'end', outcome: 'dry-run', next: [next] })
   return 'dry-run'
 }
 
@@ -399,6 +484,15 @@ async function run(
   const stage = plan.target.kind === 'ssh' ? plan.target.stage : undefined
   const journal = await beginJournal(state, plan)
   const results = new Map<string, StepResult>()
+  /** What has become of the source, told and written down. */
+  const prove = async (): Promise<string[]> => {
+    const files = journal.source
+    if (files.length === 0) return []
+    const changed = await changedSince(files)
+    await record(journal.file, { entry: 'source', changed })
+    screen({ event: 'source', files, changed })
+    return changed
+  }
   const made = madeIn(journal)
   const cutOff = cutOffMaking(journal)
   const placed = async (step: Step): Promise<Step> => {
@@ -475,6 +569,7 @@ async function run(
       rendererOptions: { collapseSkips: false, collapseErrors: false, showErrorMessage: false },
     },
   )
+  let changed: string[] | undefined
   try {
     const unfinished = dir && steps.some(({ already }) => !already) ? dir : undefined
     if (unfinished) await beginBundle(unfinished, plan)
@@ -483,11 +578,16 @@ async function run(
     if (unfinished) await finishBundle(unfinished, plan)
     if (host) await verify(plan, host)
     if (stage) await removeStage(stage)
+    changed = await prove()
+    if (changed.length > 0) throw new Error('Cannot vouch for what was made')
   } catch (error) {
+    changed ??= await prove()
     if (dir && ![...results.values()].some(({ changed }) => changed)) await removeBundle(dir)
     await record(journal.file, { entry: 'end', outcome: signal?.aborted ? 'stopped' : 'failed' })
-    const again =
-      'Run the same command again to go on, or take it back: npx zx recipes/undo.ts last'
+    const again = changed.length > 0
+      ? `The source has changed since the run began: ${changed.join('; ')}. ` +
+        'Take the run back, and run again: npx zx recipes/undo.ts last'
+      : 'Run the same command again to go on, or take it back: npx zx recipes/undo.ts last'
     if (signal?.aborted) throw new Stopped(`Stopped. ${again}`)
     throw new Error(`${(error as Error).message}\n${again}`, { cause: error })
   }
@@ -525,8 +625,8 @@ function nextSteps(
     return [
       ...warnings,
       same
-        ? `Nothing to do: the bundle "${target.dir}" is there and whole.`
-        : `The bundle is "${target.dir}".`,
+        ? `Nothing to do: the bundle "${near(target.dir)}" is there and whole.`
+        : `The bundle is "${near(target.dir)}".`,
       'Copy the folder to the Hyper-V host, to where the disks are to stay, and run there, elevated:',
       `  powershell -ExecutionPolicy Bypass -File ${BUNDLE.deploy} -DryRun`,
       `  powershell -ExecutionPolicy Bypass -File ${BUNDLE.deploy}`,
@@ -639,6 +739,15 @@ const options: Record<string, Option> = {
     configParser: (path) => fs.readJsonSync(path),
     describe: 'A JSON file with any of these options',
   },
+  plan: {
+    type: 'string',
+    describe: 'Do what a file of --plan-out says, or nothing where its source or host has changed',
+    example: 'plan.json',
+  },
+  planOut: {
+    type: 'string',
+    describe: 'Write the plan to a file, for --plan, and do nothing else',
+  },
   state: { type: 'string', describe: 'Folder for the journals of runs' },
   ...elevateOptions,
   dryRun,
@@ -646,6 +755,11 @@ const options: Record<string, Option> = {
   json: { type: 'boolean', describe: 'One JSON object a line, for programs' },
   log: logOption,
 }
+
+/** What the command line gives unasked. */
+const DEFAULTS = Object.fromEntries(
+  Object.entries(options).map(([name, option]) => [name, option.default]),
+)
 
 const given = await commandLine<
   Omit<MigrateOptions, 'revertAfter'> & {

@@ -3,7 +3,7 @@
 import process from 'node:process'
 import { commandLine, type Option } from '../tasks/task.ts'
 import { type Journal, readJournals, stateFolder } from './run/journal.ts'
-import type { Plan, Step } from './run/plan.ts'
+import { type Step, targetOf } from './run/plan.ts'
 import { textScreen } from './run/screen.ts'
 
 export interface RunsOptions {
@@ -31,6 +31,8 @@ export interface RunDescription {
   began: string
   last: string
   steps: { step: string; title: string; outcome: StepOutcome }[]
+  /** What of the source was not as before when it last ended: none where it was unchanged, null where nobody looked. */
+  sourceChanges: string[] | null
   /** The journal. */
   file: string
 }
@@ -63,12 +65,18 @@ function describe(journal: Journal): RunDescription {
   // what is a bundle's for its host is done there, and written down there
   const own = plan.steps.filter(({ where }) => where === 'here' || plan.target.kind !== 'bundle')
   const steps = own.map((step) => ({ step: step.id, title: step.title, outcome: outcomeOf(step) }))
-  return { run, vm: plan.name, to: targetOf(plan), outcome, began, last, steps, file }
-}
-
-function targetOf({ target }: Plan): string {
-  if (target.kind === 'local') return 'local'
-  return target.kind === 'ssh' ? target.url : `bundle:${target.dir}`
+  const sourceChanges = journal.sourceChanges ?? null
+  return {
+    run,
+    vm: plan.name,
+    to: targetOf(plan),
+    outcome,
+    began,
+    last,
+    steps,
+    sourceChanges,
+    file,
+  }
 }
 
 /** `2026-11-23 10:11`, where the reader is. */
@@ -85,7 +93,8 @@ function line({ run, vm, to, outcome, began, steps }: RunDescription): string {
     `${steps.length} steps changed something\n                             ${run}`
 }
 
-function page({ run, vm, to, outcome, began, last, steps, file }: RunDescription): string {
+function page(description: RunDescription): string {
+  const { run, vm, to, outcome, began, last, steps, sourceChanges, file } = description
   const width = Math.max(...steps.map((step) => step.outcome.length))
   const changed = steps.some((step) => step.outcome === 'changed')
   const next = [
@@ -102,6 +111,11 @@ function page({ run, vm, to, outcome, began, last, steps, file }: RunDescription
     '',
     ...steps.map((step) => ` ${step.outcome.padEnd(width)}  ${step.title}`),
     '',
+    ...(sourceChanges === null
+      ? []
+      : sourceChanges.length > 0
+      ? [`Its source had changed: ${sourceChanges.join('; ')}`]
+      : ['Its source was as before.']),
     ...next,
     `Its journal is ${file}`,
   ].join('\n')

@@ -89,6 +89,7 @@ function generalize(plan: Plan): { steps: Step[]; parameters: Parameter[]; files
     needs: [],
     title: `Copy the disk to "${disks[index]}"`,
     undo: '',
+    estimate: { seconds: 0, space: 0 }, // of its sizes it knows nothing
     options: { from, to: disks[index] as string },
   }))
   const steps = plan.steps.filter(({ where, task }) => where === 'host' && task !== 'place-disk')

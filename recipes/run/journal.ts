@@ -6,6 +6,7 @@ import envPaths from 'env-paths'
 import fs from 'fs-extra'
 import { join } from 'node:path'
 import type { Plan, StepResult } from './plan.ts'
+import type { SourceFile } from './source.ts'
 
 /** One line of a journal. Times are ISO 8601, UTC. */
 export type JournalEntry =
@@ -13,6 +14,7 @@ export type JournalEntry =
   | { entry: 'started'; time: string; step: string; expected?: StepResult }
   | { entry: 'undone'; time: string; step: string }
   | { entry: 'done'; time: string; step: string; result: StepResult }
+  | { entry: 'source'; time: string; changed: string[] }
   | { entry: 'end'; time: string; outcome: 'done' | 'failed' | 'stopped' | 'undone' }
 
 export interface Journal {
@@ -35,6 +37,10 @@ export interface Journal {
   began: string
   last: string
   outcome: 'done' | 'failed' | 'stopped' | 'undone' | undefined
+  /** The source's files as they were before the first change; none in a journal of an older kit. */
+  source: SourceFile[]
+  /** What of the source was not so any more when the run last ended. Undefined where it was not looked at. */
+  sourceChanges: string[] | undefined
 }
 
 /** Where journals live unless `--state` says otherwise: the user's data folder for the kit. */
@@ -58,7 +64,7 @@ export async function beginJournal(state: string, plan: Plan): Promise<Journal> 
   const last = (await readJournals(state)).findLast((journal) => journal.plan.key === plan.key)
   if (last && last.outcome !== 'done' && last.outcome !== 'undone') {
     await record(last.file, { entry: 'plan', plan })
-    return { ...last, plan }
+    return await readJournal(last.file) as Journal
   }
   const time = new Date().toISOString().replace(/[-:]|\.\d+/g, '')
   const folder = join(state, 'runs')
@@ -99,12 +105,16 @@ async function readJournal(file: string): Promise<Journal | undefined> {
   for (const entry of entries) {
     if (entry.entry === 'plan') {
       const { plan } = entry
-      if (journal) Object.assign(journal, { plan, outcome: undefined })
-      else {
+      const source = plan.origin?.files ?? []
+      const nothing = { outcome: undefined, sourceChanges: undefined }
+      if (journal) {
+        Object.assign(journal, { plan, ...nothing })
+        if (!journal.done.some(({ result }) => result.changed)) journal.source = source
+      } else {
         const run = file.replace(/^.*[\\/]|\.jsonl$/g, '')
         const { time } = entry
-        const nothing = { done: [], unfinished: [], begun: {}, undone: [], outcome: undefined }
-        journal = { run, file, plan, ...nothing, began: time, last: time }
+        const steps = { done: [], unfinished: [], begun: {}, undone: [] }
+        journal = { run, file, plan, source, ...steps, ...nothing, began: time, last: time }
       }
     } else if (journal === undefined) {
       throw new Error(`Cannot read the journal "${file}": it does not begin with a plan`)
@@ -114,6 +124,7 @@ async function readJournal(file: string): Promise<Journal | undefined> {
       // begun again, it sees what was changed the first time
       journal.begun[step] ??= { time, ...(expected && { expected }) }
     } else if (entry.entry === 'end') journal.outcome = entry.outcome
+    else if (entry.entry === 'source') journal.sourceChanges = entry.changed
     else {
       journal.unfinished = journal.unfinished.filter((step) => step !== entry.step)
       journal.undone = journal.undone.filter((step) => step !== entry.step)

@@ -8,6 +8,7 @@ import type { GuardOptions } from '../../tasks/guard.ts'
 import type { Forward, VmDescription } from '../../tasks/inspect-vm.ts'
 import { canPrepare, checkGuest, guestOn } from './guest.ts'
 import { joinHost } from './host.ts'
+import type { SourceFile } from './source.ts'
 import type { Call, StepResult } from './steps.ts'
 
 export type { StepResult }
@@ -69,7 +70,37 @@ export type Step = Call & {
   where: 'here' | 'host'
   /** Why there is nothing to do. */
   already?: string
+  /** What it is thought to take; nothing for one that looks, or writes no file. */
+  estimate: Estimate
 }
+
+/** Seconds, and bytes on the disk of where it runs: roughly, for a person who has to wait. */
+export interface Estimate {
+  seconds: number
+  space: number
+}
+
+/** What a plan was made of, so that it can be made once more and compared. */
+export interface Origin {
+  /** A VM of VirtualBox by its name, or absolute paths. */
+  source: string[]
+  /** As `--to` takes it. */
+  to: string
+  /** The folder of the journals. Disks for another machine are made below it. */
+  state: string
+  /** What was asked for beside those. Memory is in bytes. */
+  wishes: Wishes
+  /** The files of the source as they were before anything was done. */
+  files: SourceFile[]
+  /** What the host said of each step when the plan was made, by the step's id. */
+  found?: Record<string, Foreseen>
+}
+
+/**
+ * What a dry run says of a step: it would change something, it is so already, or that cannot be told before
+ * an earlier step is done.
+ */
+export type Foreseen = 'would' | 'same' | 'unknown'
 
 export interface Plan {
   version: 1
@@ -107,6 +138,42 @@ export interface Plan {
   steps: Step[]
   /** What is worth knowing and no obstacle. */
   notes: string[]
+  /** Plans of older kits lack it. */
+  origin?: Origin
+}
+
+/** A plan's target as `--to` takes it. */
+export function targetOf({ target }: Plan): string {
+  if (target.kind === 'local') return 'local'
+  return target.kind === 'ssh' ? target.url : `bundle:${target.dir}`
+}
+
+/** Of some options those that say what the VM is to be. */
+export function wishesOf(options: Wishes): Wishes {
+  return pick(options, ...Object.keys(WISHES) as (keyof Wishes)[])
+}
+
+const WISHES: Record<keyof Wishes, true> = {
+  name: true,
+  cpus: true,
+  memory: true,
+  generation: true,
+  format: true,
+  storage: true,
+  external: true,
+  adapter: true,
+  share: true,
+  guard: true,
+  revertAfter: true,
+  probe: true,
+  internal: true,
+  hostIp: true,
+  nat: true,
+  guestIp: true,
+  pin: true,
+  via: true,
+  nested: true,
+  start: true,
 }
 
 /** What `inspectDisk` says of each disk of the VM, in the VM's order, and when its file was last written. */
@@ -148,8 +215,9 @@ export function makePlan(
     )
   }
   const steps: Step[] = []
-  const add = (step: Step) => {
-    steps.push(step)
+  const add = (step: Unestimated<Step>) => {
+    const disk = disks[Number(step.id.match(/-disk-(\d+)$/)?.[1]) - 1]
+    steps.push({ ...step, estimate: estimate(step.task, disk) })
     return step.id
   }
   const files = disks.map((_, index) => `${slug}${index ? `-${index + 1}` : ''}.${format}`)
@@ -418,7 +486,25 @@ export function makePlan(
     steps,
     notes,
   }
-  return { plan: { ...plan, key: hash([plan.source, plan.target, plan.steps]) }, refusals }
+  const known = steps.map(({ estimate: _, ...step }) => step)
+  return { plan: { ...plan, key: hash([plan.source, plan.target, known]) }, refusals }
+}
+
+type Unestimated<T> = T extends unknown ? Omit<T, 'estimate'> : never
+
+/** Bytes a second that a disk or a network of no special kind carries, and seconds that other steps take. */
+const RATE = { 'convert-disk': 150e6, 'place-disk': 150e6, 'send-disk': 50e6 }
+const SECONDS: Partial<Record<Step['task'], number>> = {
+  'create-switch': 15, // a network adapter is taken over
+  'prepare-guest': 15,
+  'start-vm': 60,
+  'set-guest-ip': 20,
+}
+
+function estimate(task: Step['task'], disk: Disks[number] | undefined): Estimate {
+  if (disk === undefined || !(task in RATE)) return { seconds: SECONDS[task] ?? 3, space: 0 }
+  const space = spaceFor([disk])
+  return { seconds: Math.ceil(space / RATE[task as keyof typeof RATE]) + 1, space }
 }
 
 function describeSource(vm: VmDescription, disks: Disks): Plan['source'] {

@@ -1,10 +1,11 @@
 /** What a run shows: a live list in a terminal, one plain line an event elsewhere, JSON lines when asked. */
 import fs from 'fs-extra'
-import { dirname, resolve } from 'node:path'
+import { dirname, isAbsolute, relative, resolve } from 'node:path'
 import process from 'node:process'
 import wrapAnsi from 'wrap-ansi'
 import type { Option } from '../../tasks/task.ts'
 import { count, type Plan, size, type Step } from './plan.ts'
+import type { SourceFile } from './source.ts'
 import type { Progress } from './steps.ts'
 
 /**
@@ -16,6 +17,7 @@ export type RunEvent =
   | { event: 'plan'; plan: Plan; refusals: string[] }
   | { event: 'step'; step: string; title: string; state: StepState; text?: string }
   | { event: 'progress'; step: string; done: number; total: number; rate: number; left: number }
+  | { event: 'source'; files: SourceFile[]; changed: string[] }
   | { event: 'end'; outcome: 'done' | 'same' | 'dry-run' | 'failed' | 'stopped'; next: string[] }
   | { event: 'error'; message: string }
 
@@ -54,6 +56,13 @@ export function textScreen({ live }: { live: boolean }): Screen {
         said = tenth
         return
       }
+      case 'source':
+        // what has changed is in the error
+        return event.changed.length > 0 ? undefined : say(
+          `\nThe source is as it was: ${
+            count(event.files.length, 'file')
+          }, by size, time and SHA-256.`,
+        )
       case 'end':
         // why it failed has been said
         return event.next.length > 0 ? say(`\n${event.next.join('\n')}`) : undefined
@@ -161,17 +170,12 @@ function describePlan(plan: Plan): string {
     }).join('\n')
   const data = source.disks.reduce((sum, { allocatedSize }) => sum + allocatedSize, 0)
   const where = target.kind === 'bundle'
-    ? `bundle "${target.dir}", for the host that its Deploy.ps1 is run on`
+    ? `bundle "${near(target.dir)}", for the host that its Deploy.ps1 is run on`
     : target.kind === 'ssh'
     ? `Hyper-V on ${target.url}`
     : 'this machine’s Hyper-V'
-  const steps = (where: Step['where'][]) =>
-    list(
-      plan.steps.filter((step) => where.includes(step.where)).map(({ title, undo, already }) =>
-        `${title}${already ? ` (${already})` : undo ? `\nundo: ${undo}` : ''}`
-      ),
-      (index) => `${String(index + 1).padStart(2)}.`,
-    )
+  const steps = (title: string, ...where: Step['where'][]) =>
+    table(title, plan.steps.filter((step) => where.includes(step.where)))
   return [
     `Move "${plan.name}" to Hyper-V`,
     '',
@@ -189,11 +193,52 @@ function describePlan(plan: Plan): string {
     wrap(`Target  ${where}`, 8),
     '',
     ...(target.kind === 'bundle'
-      ? ['Here', steps(['here']), '', 'On the host, by Deploy.ps1', steps(['host'])]
-      : ['Steps', steps(['here', 'host'])]),
+      ? [steps('Here', 'here'), '', steps('On the host, by Deploy.ps1', 'host')]
+      : [steps('Steps', 'here', 'host')]),
     ...(plan.notes.length ? ['', 'Notes', list(plan.notes, () => ' -')] : []),
     '',
   ].join('\n')
+}
+
+/** Steps in a table: about what time and space each takes, what it changes, and its undo. */
+function table(heading: string, steps: Step[]): string {
+  const rows = steps.map(({ title, undo, already, estimate: { seconds, space } }, index) => ({
+    mark: `${index + 1}.`,
+    lines: [title, already ? `(${already})` : undo ? `undo: ${undo}` : 'changes nothing'],
+    ...(already ? { seconds: 0, space: 0 } : { seconds, space }),
+  }))
+  const sum = (of: 'seconds' | 'space') => rows.reduce((sum, row) => sum + row[of], 0)
+  // numbers stand first: how wide a text is depends on its script
+  const line = (time: string, space: string, mark: string, text: string) =>
+    `${time.padStart(7)} ${space.padStart(8)}  ${mark.padStart(3)} `.trimEnd()
+      .padEnd(text ? 22 : 0) + fold(text, columns() - 22).join(`\n${' '.repeat(22)}`)
+  return [
+    `${'time'.padStart(7)} ${'space'.padStart(8)}  ${heading}`,
+    ...rows.flatMap(({ mark, lines: [title = '', ...rest], seconds, space }) => [
+      line(about(seconds), room(space), mark, title),
+      ...rest.map((text) => line('', '', '', text)),
+    ]),
+    line(about(sum('seconds')), room(sum('space')), '', 'in all, about'),
+  ].join('\n')
+}
+
+/** A time for people: "45 s", "3 min", "2.5 h". */
+function about(seconds: number): string {
+  if (seconds === 0) return '-'
+  if (seconds < 90) return `${Math.ceil(seconds)} s`
+  return seconds < 5400
+    ? `${Math.round(seconds / 60)} min`
+    : `${Number((seconds / 3600).toFixed(1))} h`
+}
+
+function room(bytes: number): string {
+  return bytes === 0 ? '-' : size(bytes)
+}
+
+/** A folder as it is typed from here, where that is shorter. */
+export function near(dir: string): string {
+  const path = relative('', dir)
+  return path === '' ? '.' : path.startsWith('..') || isAbsolute(path) ? dir : path
 }
 
 function say(text: string, hang = 0): void {
@@ -202,14 +247,24 @@ function say(text: string, hang = 0): void {
 
 /** Folds lines at the terminal's width, counting 桥 for two, and sets what follows `hang` columns in. */
 function wrap(text: string, hang: number): string {
-  const columns = Math.min(process.stdout.columns || 100, 100)
-  // a VM's name may hold what would move the cursor
-  // deno-lint-ignore no-control-regex
-  const plain = text.replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/g, '\ufffd')
-  return plain.split('\n').map((line) => {
+  return text.split('\n').map((line) => {
     // what is indented there is to be copied, whole
-    if (hang === 0 && line.startsWith('  ')) return line
-    const [first = '', ...rest] = wrapAnsi(line, columns - hang, { trim: false }).split('\n')
-    return [first.trimEnd(), ...rest.map((part) => ' '.repeat(hang) + part.trim())].join('\n')
+    if (hang === 0 && line.startsWith('  ')) return clean(line)
+    return fold(line, columns() - hang).join(`\n${' '.repeat(hang)}`)
   }).join('\n')
+}
+
+function fold(line: string, width: number): string[] {
+  const [first = '', ...rest] = wrapAnsi(clean(line), width, { trim: false }).split('\n')
+  return [first.trimEnd(), ...rest.map((part) => part.trim())]
+}
+
+/** A VM's name may hold what would move the cursor. */
+function clean(text: string): string {
+  // deno-lint-ignore no-control-regex
+  return text.replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/g, '\ufffd')
+}
+
+function columns(): number {
+  return Math.min(process.stdout.columns || 100, 100)
 }

@@ -49,7 +49,7 @@ events(
     }
     deepEqual(seen, ['dry-run', 'done', 'same', 'failed'])
     const kinds = new Set((await lines(log)).map(({ event }) => event))
-    deepEqual([...kinds].sort(), ['end', 'error', 'plan', 'progress', 'step'])
+    deepEqual([...kinds].sort(), ['end', 'error', 'plan', 'progress', 'source', 'step'])
   },
 )
 
