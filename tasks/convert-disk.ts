@@ -4,7 +4,7 @@ import filenamify from 'filenamify'
 import { createHash, randomUUID } from 'node:crypto'
 import { writeSync } from 'node:fs'
 import { type FileHandle, open, rm, rmdir, stat } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { hostname, tmpdir } from 'node:os'
 import { basename, extname, join, parse, resolve } from 'node:path'
 import process from 'node:process'
 import { setImmediate } from 'node:timers/promises'
@@ -32,6 +32,7 @@ import {
   refuseSpace,
   refuseTarget,
   removeLeftovers,
+  sizeOfLeftovers,
   writeWhole,
 } from './convert-disk/target.ts'
 import { writeVdi } from './convert-disk/vdi.ts'
@@ -72,7 +73,7 @@ export interface ConvertDiskOptions {
    * is. What went wrong in another way begins anew, a full volume too, because others need its room.
    * With other engines, and where a source, option or what is there is another, it begins at 0; a disk
    * that is compressed as a whole in an OVA (.gz) is inflated anew, and manifests are compared whole.
-   * @default false
+   * A target that is there, and byte by byte holds the disk, is done already. @default false
    */
   resume?: boolean | undefined
   /** Check all that can be checked before, and write nothing. @default false */
@@ -90,6 +91,8 @@ export interface ConvertDiskProgress {
   unit: 'bytes'
   /** `verify` begins again at 0 when `read` is through. */
   phase: 'read' | 'verify'
+  /** Of `done`, what a run of before has read, from which this one goes on. */
+  resumed?: number
 }
 
 export interface ConvertDiskResult {
@@ -165,7 +168,8 @@ export async function convertDisk(
     if (await source.has(path)) {
       throw new Error(`Cannot convert "${printable(from)}" to itself. Name another file by --to`)
     }
-    await refuseTarget(path, force)
+    const there = options.resume === true && await isFile(path)
+    if (!there) await refuseTarget(path, force)
     await source.refuseInUse()
     const virtualSize = Math.ceil(image.virtualSize / 512) * 512
     if (virtualSize !== image.virtualSize) {
@@ -182,7 +186,13 @@ export async function convertDisk(
     const blocks = windows * Math.max(WINDOW, block?.blockSize ?? 0)
     const whole = type === 'fixed' && (format !== 'raw' || process.platform === 'win32')
     const most = 24 * MB + (whole ? virtualSize : Math.min(blocks, virtualSize))
-    await refuseSpace(path, most)
+    const wanted = {
+      ...options,
+      ...{ format, type, path, virtualSize, blockSize: block?.blockSize },
+    }
+    const done = there ? await findDone(source, wanted) : undefined
+    if (there && !done) await refuseTarget(path, force)
+    if (!done) await refuseSpace(path, most)
     let asked = ps
     try {
       if (ps) warnings.push(...await refuseVolume({ path, folder, most }, ps))
@@ -215,9 +225,8 @@ export async function convertDisk(
       ...block,
       warnings,
     }
+    if (done) return { ...result, changed: false, ...done }
     if (options.dryRun) return { ...result, fileSize: most }
-    const blockSize = block?.blockSize
-    const wanted = { ...options, format, type, path, virtualSize, blockSize }
     const written = await write(source, wanted, asked, pace)
     return { ...result, ...written }
   } finally {
@@ -227,7 +236,7 @@ export async function convertDisk(
 
 /**
  * Converts each disk of an OVA or OVF, into a folder, named as in there. As {@link convertDisk}; when one
- * fails, those of before are removed again, unless they replaced others.
+ * fails, those of before are removed again, unless they replaced others or the run is to be gone on with.
  */
 export async function convertDisks(
   { to, format = 'vhdx', ...options }: Omit<ConvertDiskOptions, 'disk'>,
@@ -251,10 +260,13 @@ export async function convertDisks(
   const there = await stat(to).catch(() => undefined)
   const made: ConvertDiskResult[] = []
   try {
-    for (const one of all) made.push(await convertDisk(one))
-    return made
+    for (const [index, one] of all.entries()) {
+      if (results[index]?.changed) made.push(results[index] = await convertDisk(one))
+    }
+    return results
   } catch (error) {
-    if (!options.force) { for (const one of made) await undoConvertDisk(one) }
+    const kept = options.force || options.resume && options.signal?.aborted
+    if (!kept) { for (const one of made) await undoConvertDisk(one) }
     if (!there) await rmdir(to).catch(() => {}) // unless there is something in it
     throw error
   }
@@ -291,6 +303,11 @@ export async function undoConvertDisk(
   }
   await rm(path)
   return { changed: true, path }
+}
+
+/** Bytes that a conversion takes which was stopped or killed; 0 when there is none. */
+export async function sizeOfUnfinished({ to }: Pick<ConvertDiskOptions, 'to'>): Promise<number> {
+  return await sizeOfLeftovers(resolve(to))
 }
 
 /**
@@ -337,6 +354,36 @@ type Wanted = ConvertDiskOptions & {
   type: 'dynamic' | 'fixed'
   path: string
   virtualSize: number
+}
+
+const isFile = (path: string) => stat(path).then((found) => found.isFile(), () => false)
+
+/** What a run of before has come to its end with; undefined unless every byte of the disk is there. */
+async function findDone(
+  source: Source,
+  { path, format, type, virtualSize, signal, onProgress }: Wanted,
+): Promise<Pick<ConvertDiskResult, 'fileSize' | 'identifier'> | undefined> {
+  const written = await openWritten(path, format).catch(() => undefined)
+  if (!written) return undefined
+  const { image, close } = written
+  try {
+    const variant = format === 'raw' ? 'flat' : type
+    if (image.variant !== variant || image.virtualSize !== virtualSize) return undefined
+    const failure = new AbortController()
+    const either = AbortSignal.any([failure.signal, ...(signal ? [signal] : [])])
+    const onBytes = count('verify', source.allocatedSize, onProgress)
+    const comparing = compare(image, source.image, { onBytes, signal: either })
+    const [differs] = await allOrNone([comparing, source.verify(either)], failure)
+    if (differs !== undefined) return undefined
+    await source.refuseChanged()
+    const { size: fileSize } = await stat(path)
+    return { fileSize, ...(image.identifier !== undefined && { identifier: image.identifier }) }
+  } catch (cause) {
+    if (!signal?.aborted) throw cause
+    throw new Error(`Stopped: "${printable(path)}" was not compared to its end`, { cause })
+  } finally {
+    await close()
+  }
 }
 
 /** Writes the target, whole or not at all. */
@@ -400,22 +447,22 @@ async function convert(
   const { image, allocatedSize: total } = source
   const { virtualSize, onProgress } = wanted
   const checkpoint = wanted.resume ? await checkpointFor(source, wanted, temporary) : undefined
-  const file = await open(temporary, found ? 'r+' : 'wx+')
+  const begun = found && checkpoint ? await goOn(image, temporary, wanted, checkpoint) : undefined
+  if (found && !begun) {
+    await checkpoint?.remove()
+    // not cut to nothing: another may have it open, which this machine does not see
+    await rm(temporary)
+  }
+  const file = begun?.file ?? await open(temporary, 'wx+')
   try {
-    const resumed = found && checkpoint && await goOn(image, file, wanted, checkpoint)
-    if (!resumed) await checkpoint?.remove()
-    const { writer, reached, length } = resumed || {
-      writer: makeWriter(image, file, wanted),
-      reached: undefined,
-      length: 0,
-    }
+    const { writer, length } = begun ?? { writer: makeWriter(image, file, wanted), length: 0 }
     const { blockSize } = writer
-    const at = reached ?? reachNothing(virtualSize, blockSize)
+    const at = begun?.reached ?? reachNothing(virtualSize, blockSize)
     // what came after the checkpoint goes
     await file.truncate(length)
     if (length < writer.length) await file.truncate(writer.length)
     const { done: resumedAt, dataBytes: before } = at
-    if (resumedAt > 0) onProgress?.({ done: resumedAt, total, unit: 'bytes', phase: 'read' })
+    if (resumedAt > 0) count('read', total, onProgress, resumedAt)(0)
     const keep = () => {
       const kept = { ...at, blocks: Buffer.from(at.blocks) }
       const length = lengthOf(writer, kept.last)
@@ -430,7 +477,10 @@ async function convert(
     const work = {
       from: at.end,
       onBytes: count('read', total, onProgress, resumedAt),
-      onWritten: checkpoint && ((written: Written) => reach(at, written, blockSize)),
+      onWritten: checkpoint && ((written: Written) => {
+        reach(at, written, blockSize)
+        flush.written(0)
+      }),
       signal,
     }
     const written = await copy(image, writer, put, work).catch(async (error) => {
@@ -462,26 +512,43 @@ async function checkpointFor(
   { format, type, virtualSize, blockSize }: Wanted,
   temporary: string,
 ): Promise<Checkpoint> {
-  const parts = [await source.identity(), format, type, virtualSize, blockSize]
+  // what process is at work on a file, another machine cannot tell
+  const machine = [hostname(), process.platform]
+  const parts = [machine, await source.identity(), format, type, virtualSize, blockSize]
   return new Checkpoint(checkpointOf(temporary), parts)
 }
 
-/** What a run of before has written; undefined when that cannot be relied upon. */
+interface Begun {
+  file: FileHandle
+  writer: Writer
+  reached: Reached
+  /** Bytes of the file that can be relied upon. */
+  length: number
+}
+
+/** What a run of before has written; undefined, and nothing open, when that cannot be relied upon. */
 async function goOn(
   image: Image,
-  file: FileHandle,
+  path: string,
   wanted: Wanted,
   checkpoint: Checkpoint,
-): Promise<{ writer: Writer; reached: Reached; length: number } | undefined> {
+): Promise<Begun | undefined> {
+  const file = await open(path, 'r+').catch(() => undefined)
+  if (!file) return undefined
   const writer = makeWriter(image, file, wanted)
-  const kept = await checkpoint.read(wanted.virtualSize, writer.blockSize)
-  if (!kept) return undefined
-  const { reached } = kept
-  const length = restore(writer, reached)
-  const { size } = await file.stat()
-  const fits = length === kept.length && length <= size
-  if (!fits || !await isWritten(image, writer, file, reached)) return undefined
-  return { writer, reached, length }
+  const look = async () => {
+    const kept = await checkpoint.read(wanted.virtualSize, writer.blockSize)
+    if (!kept) return undefined
+    const { reached } = kept
+    const length = restore(writer, reached)
+    const { size } = await file.stat()
+    const fits = length === kept.length && length <= size
+    if (!fits || !await isWritten(image, writer, file, reached)) return undefined
+    return { file, writer, reached, length }
+  }
+  const begun = await look().catch(() => undefined)
+  if (!begun) await file.close()
+  return begun
 }
 
 async function refuseDifference(
@@ -548,9 +615,11 @@ function count(
   phase: 'read' | 'verify',
   total: number,
   onProgress: ConvertDiskOptions['onProgress'],
-  done = 0,
+  resumed = 0,
 ): (bytes: number) => void {
-  return (bytes) => onProgress?.({ done: done += bytes, total, unit: 'bytes', phase })
+  let done = resumed
+  const from = resumed > 0 ? { resumed } : {}
+  return (bytes) => onProgress?.({ done: done += bytes, total, unit: 'bytes', phase, ...from })
 }
 
 function formatOf(path: string): Format {
@@ -633,12 +702,10 @@ function draw(): ((progress: ConvertDiskProgress) => void) | undefined {
   if (!process.stderr.isTTY) return undefined
   const start = performance.now()
   let shown = 0
-  let first: number | undefined
-  return ({ done, total, phase }) => {
-    first ??= done
+  return ({ done, total, phase, resumed = 0 }) => {
     if (performance.now() - shown < 250 && done < total) return
     shown = performance.now()
-    const rate = (done - (phase === 'read' ? first : 0)) / Math.max(1, shown - start) * 1000
+    const rate = (done - resumed) / Math.max(1, shown - start) * 1000
     const percent = `${Math.floor(done / total * 100)} %`.padStart(5)
     const left = phase === 'read' && rate > 0 ? `, ${Math.ceil((total - done) / rate)} s left` : ''
     process.stderr.write(`\r${phase} ${percent}, ${Math.round(rate / MB)} MB/s${left}\x1b[K`)

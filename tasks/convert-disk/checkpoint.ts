@@ -128,7 +128,8 @@ export class Checkpoint {
       length,
     }
     const aside = `${this.#path}.new`
-    const file = await open(aside, 'w')
+    await rm(aside, { force: true })
+    const file = await open(aside, 'wx') // no link that leads elsewhere
     try {
       await file.writeFile(JSON.stringify({ said, sum: sumOf(said) }))
       await file.sync()
@@ -145,7 +146,7 @@ export class Checkpoint {
   ): Promise<{ reached: Reached; length: number } | undefined> {
     const found = await lstat(this.#path).catch(() => undefined)
     if (!found?.isFile() || found.size > MOST) return undefined
-    const file: unknown = parse(await readFile(this.#path, 'utf8'))
+    const file = parse(await readFile(this.#path, 'utf8').catch(() => ''))
     if (!isObject(file) || !isObject(file['said'])) return undefined
     const { said, sum } = file
     if (sum !== sumOf(said) || said['identity'] !== this.#identity) return undefined
@@ -173,8 +174,9 @@ export class Checkpoint {
 function isPossible({ end, last, blocks }: Reached, virtualSize: number, blockSize?: number) {
   if (end % WINDOW || end >= virtualSize + WINDOW || last > Math.min(end, virtualSize)) return false
   if (blockSize === undefined) return true
-  const runs = [...setBits(blocks, blocks.length * 8, 'low first')]
-  return (runs.at(-1)?.end ?? 0) === Math.ceil(last / blockSize)
+  const byte = blocks.findLastIndex((byte) => byte !== 0)
+  const count = byte < 0 ? 0 : byte * 8 + 32 - Math.clz32(blocks[byte] as number)
+  return count === Math.ceil(last / blockSize)
 }
 
 const sumOf = (said: unknown): string =>

@@ -179,6 +179,16 @@ async function isAlone(path: string): Promise<boolean> {
   }
 }
 
+/** Whether a process may have a file open; where nobody can tell, it may. */
+export async function isOpen(path: string, pid: number): Promise<boolean> {
+  if (process.platform === 'win32' && !('Deno' in globalThis)) return !await isAlone(path)
+  if (process.platform !== 'linux') return true
+  const file = await realpath(path).catch(() => undefined)
+  const fds = read((path) => readdirSync(path), `/proc/${pid}/fd`)
+  return fds?.some((fd) => read((link) => readlinkSync(link), `/proc/${pid}/fd/${fd}`) === file) ??
+    true
+}
+
 /** Looks through the open files of all processes that this user may look into. */
 function findWriter(path: string): string | undefined {
   for (const pid of list('/proc').filter((name) => /^\d+$/.test(name))) {

@@ -29,11 +29,12 @@ export function flusher(
     } catch (error) {
       // a volume may say so only once
       failed ??= { error }
-      return
     }
-    await save?.()
+    // what one flush could not write is lost, and a later one does not say so
+    if (!failed) await save?.()
   }
   return {
+    /** Hears what was written, or with 0 that the work has come further. */
     written: (bytes: number) => {
       since += bytes
       if (flush) return

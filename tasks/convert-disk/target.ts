@@ -4,6 +4,7 @@ import { lstat, mkdir, open, readdir, rename, rm, rmdir, stat, statfs } from 'no
 import { uptime } from 'node:os'
 import { basename, dirname, join, resolve } from 'node:path'
 import process from 'node:process'
+import { isOpen } from './files.ts'
 import { printable } from './image.ts'
 
 /** Refuses a target that is there, unless it may be replaced, and a name that Windows cannot open. */
@@ -133,23 +134,23 @@ interface Leftover {
 /** What stopped and killed runs left of a file: only this kit names files so, and their process is gone. */
 async function findLeftovers(path: string): Promise<Leftover[]> {
   const start = `${basename(path)}.`
-  const names = await readdir(dirname(path)).catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT') return []
-    throw error
-  })
+  const entries = await readdir(dirname(path), { withFileTypes: true }).catch(
+    (error: NodeJS.ErrnoException) => {
+      if (error.code === 'ENOENT') return []
+      throw error
+    },
+  )
   const found: Leftover[] = []
-  for (const name of names) {
-    if (!name.startsWith(start)) continue
+  for (const entry of entries) {
+    const { name } = entry
+    if (!name.startsWith(start) || entry.isDirectory()) continue
     const [, pid, id, kind] = name.slice(start.length).match(
       /^(\d+)-([0-9a-f]{8})\.(partial|checkpoint|checkpoint\.new)$/,
     ) ??
       []
     if (pid === undefined || id === undefined || kind === undefined) continue
     const file = join(dirname(path), name)
-    const owned = Number(pid) === process.pid
-      ? inWork.has(file.replace(/checkpoint(\.new)?$/, 'partial'))
-      : lives(Number(pid)) && !await isOlderThanBoot(file)
-    if (!owned) found.push({ file, id, kind })
+    if (!await isInWork(file, Number(pid))) found.push({ file, id, kind })
   }
   return found
 }
@@ -159,7 +160,10 @@ async function takeOver(path: string): Promise<string | undefined> {
   const leftovers = await findLeftovers(path)
   for (const { file, id } of leftovers.filter(({ kind }) => kind === 'checkpoint')) {
     const partial = leftovers.find((other) => other.id === id && other.kind === 'partial')
-    if (!partial || !(await lstat(partial.file).catch(() => undefined))?.isFile()) continue
+    if (!partial) continue
+    const found = await lstat(partial.file).catch(() => undefined)
+    // one with a second name is a file of somebody else
+    if (!found?.isFile() || found.nlink !== 1) continue
     const temporary = nameOf(path, id)
     inWork.add(temporary)
     try {
@@ -182,13 +186,26 @@ export async function removeLeftovers(path: string): Promise<boolean> {
 }
 
 /** Bytes that they take. */
-async function sizeOfLeftovers(path: string): Promise<number> {
+export async function sizeOfLeftovers(path: string): Promise<number> {
   let size = 0
   for (const { file } of await findLeftovers(path)) {
     const found = await lstat(file).catch(() => undefined)
     size += (found?.blocks ?? 0) * 512 // POSIX and Node count blocks of 512 bytes everywhere
   }
   return size
+}
+
+/** Whether the process that a file is named after may still be at work on it. */
+async function isInWork(file: string, pid: number): Promise<boolean> {
+  const partial = file.replace(/checkpoint(\.new)?$/, 'partial')
+  if (pid === process.pid) return inWork.has(partial)
+  const written = await lstat(partial).catch(() => lstat(file)).catch(() => undefined)
+  if (!written || !lives(pid)) return false
+  const age = Date.now() - written.mtimeMs
+  // a minute for clocks that were set
+  if (age > (uptime() + 60) * 1000) return false
+  // numbers are given again; between two of its steps the file is open to nobody for a moment
+  return age < 60_000 || await isOpen(partial, pid)
 }
 
 function lives(pid: number): boolean {
@@ -198,12 +215,6 @@ function lives(pid: number): boolean {
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === 'EPERM'
   }
-}
-
-/** Nobody has written to it since the computer was started; a minute for clocks that were set. */
-async function isOlderThanBoot(file: string): Promise<boolean> {
-  const found = await lstat(file).catch(() => undefined)
-  return found !== undefined && found.mtimeMs < Date.now() - (uptime() + 60) * 1000
 }
 
 const isThere = async (path: string) => await stat(path).then(() => true, () => false)
