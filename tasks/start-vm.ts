@@ -99,13 +99,13 @@ export async function startVm(
       }
       $true
     }
-    function begin { if ($state -eq 'Paused') { Resume-VM -VM $vm } else { Start-VM -VM $vm } }
+    function startNow { if ($state -eq 'Paused') { Resume-VM -VM $vm } else { Start-VM -VM $vm } }
     if ($changed -and -not $dryRun) {
       try {
-        try { begin } catch {
+        try { startNow } catch {
           # a file that was copied over another keeps its own rights, without the VM
           if ((codesOf $_) -notmatch '0x80070005' -or -not (grant (disksOf $vm))) { throw }
-          begin
+          startNow
         }
       } catch {
         $codes = codesOf $_
