@@ -59,6 +59,11 @@ export interface PrepareGuestOptions extends GuestAccess {
    * alone. @default false
    */
   keepAdditions?: boolean | undefined
+  /**
+   * Have xrdp of a Linux listen to enhanced sessions of Hyper-V, and no longer to a network; Windows needs
+   * nothing for that here. @default false
+   */
+  enhancedSession?: boolean | undefined
   /** Shut a guest down that is ready, and wait until VirtualBox has let go of it. @default false */
   shutDown?: boolean | undefined
 }
@@ -73,7 +78,7 @@ export interface PrepareGuestResult {
   steps: GuestStep[]
   /**
    * What was changed, and what it was: on Linux a file, and the guest's own copy of it (null: there was
-   * none), on Windows a setting and its value as JSON.
+   * none), or a package that was installed, on Windows a setting and its value as JSON.
    */
   before: { what: string; was: string | null }[]
   /** The IPv4 addresses of a Windows guest's adapters, which has them recorded too. */
@@ -213,18 +218,21 @@ function check({ vm, via = 'guestcontrol', user, password }: GuestAccess, cannot
 async function scriptFor(
   family: Guest['family'],
   mode: 'prepare' | 'undo',
-  { dryRun = false, suspendBitlocker = false, keepAdditions = false, shutDown = false }:
-    PrepareGuestOptions,
+  options: PrepareGuestOptions,
   detached: boolean,
 ): Promise<GuestScript> {
+  const { dryRun = false, suspendBitlocker = false, keepAdditions = false } = options
+  const { enhancedSession = false, shutDown = false } = options
   const name = family === 'linux' ? 'linux.sh' : 'windows.ps1'
   const file = join(import.meta.dirname as string, 'prepare-guest', name)
   // git on Windows may have written its line ends
   const text = (await fs.readFile(file, 'utf8')).replace(/\r\n/g, '\n')
   if (family === 'linux') {
-    const [dry, keep, late, down] = [dryRun, keepAdditions, detached, shutDown].map(Number)
+    const [dry, keep, late] = [dryRun, keepAdditions, detached].map(Number)
+    const [down, enhanced] = [shutDown, enhancedSession].map(Number)
     return [
       `mode=${mode} dry=${dry} keep_additions=${keep} detached=${late} shut_down=${down}`,
+      `enhanced=${enhanced}`,
       '[ "$(id -u)" -eq 0 ] || exec sudo -n /bin/sh "$0"',
       text,
     ].join('\n')
@@ -551,6 +559,10 @@ const options: Record<string, Option> = {
     describe: 'Suspend BitLocker in the guest until it is resumed',
   },
   keepAdditions: { type: 'boolean', describe: 'Do not remove the Guest Additions' },
+  enhancedSession: {
+    type: 'boolean',
+    describe: 'Have xrdp of a Linux listen to enhanced sessions, and no longer to a network',
+  },
   shutDown: {
     type: 'boolean',
     describe: 'Shut a guest down that is ready, and wait until it is off',

@@ -5,17 +5,18 @@
 #   keep_additions  1: leave the Guest Additions alone
 #   detached        1: the Guest Additions carry this script, so they are removed after it
 #   shut_down       1: shut the guest down after it, unless it would not start on Hyper-V
+#   enhanced        1: have xrdp listen to enhanced sessions of Hyper-V
 #
 # What is changed is kept in $store: `list` has a line "old SUM PATH" for a file that was there (a copy
 # is below files/), "new SUM PATH" for one that was not, "gone - PATH" for one that was removed, and
-# "image - KERNEL" for an initramfs that was rebuilt. SUM is of what was written, by which the undo
+# "image - KERNEL" for an initramfs that was rebuilt, "package - NAME" for one that was installed. SUM is of what was written, by which the undo
 # knows a file that someone has changed since.
 set -u
 export LC_ALL=C PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:${PATH:-}"
 umask 022
 store=/var/lib/vbox-to-hyperv
 steps='' changed=false after=''
-: "${shut_down:=0}"
+: "${shut_down:=0}" "${enhanced:=0}"
 
 # --- what is said ---
 
@@ -48,7 +49,7 @@ sum() {
 
 # the line of $store/list about a path
 listed() {
-  [ -f "$store/list" ] && awk -v path="$1" '{ line = $0; kind = $1; sub(/^[^ ]+ [^ ]+ /, "") } $0 == path && kind != "image" { print line; exit }' "$store/list"
+  [ -f "$store/list" ] && awk -v path="$1" '{ line = $0; kind = $1; sub(/^[^ ]+ [^ ]+ /, "") } $0 == path && kind != "image" && kind != "package" { print line; exit }' "$store/list"
 }
 
 note() { # KIND SUM PATH, in place of what was noted of the path
@@ -471,21 +472,81 @@ boot_loader() {
 
 # --- programs ---
 
-daemons() {
+kvp_daemon() {
   for file in /usr/sbin/hv_kvp_daemon /usr/sbin/hypervkvpd /usr/bin/hv_kvp_daemon /usr/lib/hyper-v/bin/hv_kvp_daemon /usr/libexec/hypervkvpd/hypervkvpd /usr/lib/linux-tools/*/hv_kvp_daemon; do
-    [ ! -x "$file" ] || { say daemons ok "$file is there, which tells the host the guest’s addresses"; return; }
+    [ ! -x "$file" ] || { printf '%s' "$file"; return; }
   done
+}
+
+# packages install|remove NAME, by the distribution's own program
+packages() {
+  limit=''
+  ! command -v timeout > /dev/null || limit='timeout 300'
+  # shellcheck disable=SC2086
+  case $manager-$1 in
+    apt-get-*) DEBIAN_FRONTEND=noninteractive $limit apt-get -q -y --no-install-recommends -o DPkg::Lock::Timeout=60 "$1" "$2" ;;
+    dnf-*) $limit dnf -q -y "$1" "$2" ;;
+    zypper-*) $limit zypper --non-interactive "$1" "$2" ;;
+    pacman-install) $limit pacman -S --noconfirm --needed "$2" ;;
+    pacman-remove) $limit pacman -R --noconfirm "$2" ;;
+    apk-install) $limit apk add "$2" ;;
+    apk-remove) $limit apk del "$2" ;;
+  esac < /dev/null 2>&1
+}
+
+find_manager() {
+  for manager in apt-get dnf zypper pacman apk; do command -v "$manager" > /dev/null && return; done
+  manager=''
+}
+
+daemons() {
+  daemon=$(kvp_daemon)
+  [ -z "$daemon" ] || { say daemons ok "$daemon is there, which tells the host the guest’s addresses"; return; }
+  find_manager
   ids=" $(sed -n 's/^ID=//p; s/^ID_LIKE=//p' /etc/os-release 2> /dev/null | tr -d "\"'" | tr '\n' ' ')"
   case $ids in
-    *' ubuntu '*) how='sudo apt-get install linux-cloud-tools-virtual' ;;
-    *' debian '*) how='sudo apt-get install hyperv-daemons' ;;
-    *' fedora '* | *' rhel '* | *' centos '*) how='sudo dnf install hyperv-daemons' ;;
-    *suse*) how='sudo zypper install hyper-v' ;;
-    *' arch '*) how='sudo pacman -S hyperv' ;;
-    *' alpine '*) how='sudo apk add hvtools' ;;
-    *) how='' ;;
+    *' ubuntu '*) package=linux-cloud-tools-virtual how="sudo apt-get install $package" ;;
+    *' debian '*) package=hyperv-daemons how="sudo apt-get install $package" ;;
+    *' fedora '* | *' rhel '* | *' centos '*) package=hyperv-daemons how="sudo dnf install $package" ;;
+    *suse*) package=hyper-v how="sudo zypper install $package" ;;
+    *' arch '*) package=hyperv how="sudo pacman -S $package" ;;
+    *' alpine '*) package=hvtools how="sudo apk add $package" ;;
+    *) package='' how='' ;;
   esac
-  say daemons warning "Without hv_kvp_daemon the host does not learn the guest’s addresses.${how:+ Run while it has a network: $how}"
+  lacks='Without hv_kvp_daemon the host does not learn the guest’s addresses'
+  if [ -z "$package" ] || [ -z "$manager" ]; then
+    say daemons warning "$lacks.${how:+ Run while it has a network: $how}"
+  elif [ "$dry" = 1 ]; then
+    say daemons changed "$package would be installed, which tells the host the guest’s addresses"
+  elif output=$(packages install "$package") || { [ "$manager" = apt-get ] && timeout 300 apt-get -q update > /dev/null 2>&1 < /dev/null && output=$(packages install "$package"); }; then
+    note package - "$package" && was "$package"
+    say daemons changed "$package is installed, which tells the host the guest’s addresses"
+  else
+    say daemons warning "$lacks, and $package could not be installed: $(last "$output"). Run while it has a network: $how"
+  fi
+}
+
+# Enhanced sessions of Hyper-V come by hv_sock, not by a network: xrdp listens there alone then, for it has
+# no encryption of its own there (microsoft/linux-vm-tools; assumption: nothing else is needed).
+enhanced_session() {
+  [ "$enhanced" = 1 ] || return 0
+  ini=/etc/xrdp/xrdp.ini
+  [ -f "$ini" ] || { say enhanced-session warning 'There is no xrdp, which enhanced sessions need. Run while it has a network (Debian, Ubuntu): sudo apt-get install xrdp xorgxrdp, and this again'; return; }
+  awk '
+    /^\[/ { globals = tolower($0) ~ /^\[globals\]/ }
+    globals && /^port=/ { $0 = "port=vsock://-1:3389" }
+    globals && /^use_vsock=/ { $0 = "use_vsock=false" }
+    globals && /^security_layer=/ { $0 = "security_layer=rdp" }
+    globals && /^crypt_level=/ { $0 = "crypt_level=none" }
+    { print }' "$ini" > "$scratch/xrdp"
+  printf 'hv_sock\n' > "$scratch/modules"
+  if cmp -s "$scratch/xrdp" "$ini" && cmp -s "$scratch/modules" /etc/modules-load.d/vbox-to-hyperv.conf; then
+    say enhanced-session ok 'xrdp listens to enhanced sessions of Hyper-V'
+  elif same "$ini" < "$scratch/xrdp" && same /etc/modules-load.d/vbox-to-hyperv.conf < "$scratch/modules"; then
+    say enhanced-session changed 'xrdp listens to enhanced sessions of Hyper-V, and no longer to a network'
+  else
+    say enhanced-session warning "xrdp could not be set to enhanced sessions of Hyper-V. Write into [Globals] of $ini: port=vsock://-1:3389, security_layer=rdp, crypt_level=none"
+  fi
 }
 
 additions() {
@@ -544,7 +605,7 @@ undo() {
   [ -f "$store/list" ] || { say undo ok 'Nothing was changed here'; return; }
   left=''
   while IFS=' ' read -r kind sum path; do
-    [ "$kind" != image ] || continue
+    case $kind in image | package) continue ;; esac
     kept=''
     [ "$kind" = new ] || kept="what it was is in $store/files$path"
     if [ "$kind" != gone ] && [ -e "$path" ] && [ "$(sum "$path")" != "$sum" ]; then
@@ -575,6 +636,12 @@ undo() {
       else say undo warning "$image could not be made anew, and has drivers that it did not have: $(last "$output")"; fi
     done
   done
+  find_manager
+  for package in $(awk '$1 == "package" { print $3 }' "$store/list"); do
+    if [ "$dry" = 1 ]; then say undo changed "$package would be removed"
+    elif output=$(packages remove "$package"); then say undo changed "$package is removed"
+    else say undo warning "$package could not be removed, and stays: $(last "$output")"; fi
+  done
   [ "$dry" = 1 ] || [ -n "$left" ] || rm -rf "$store"
 }
 
@@ -592,6 +659,7 @@ else
   initramfs
   boot_loader
   daemons
+  enhanced_session
   additions
   afterwards
 fi

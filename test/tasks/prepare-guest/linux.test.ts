@@ -31,11 +31,12 @@ linux.after.each(async (context) => {
 
 async function tell(
   root: GuestRoot,
-  { mode = 'prepare', dry = 0, keep = 0, detached = 0, down = 0 } = {},
+  { mode = 'prepare', dry = 0, keep = 0, detached = 0, down = 0, enhanced = 0 } = {},
 ): Promise<Answer> {
   const script = await fs.readFile(SCRIPT, 'utf8')
   const head =
-    `mode=${mode} dry=${dry} keep_additions=${keep} detached=${detached} shut_down=${down}\n`
+    `mode=${mode} dry=${dry} keep_additions=${keep} detached=${detached} shut_down=${down}\n` +
+    `enhanced=${enhanced}\n`
   await root.write('tmp/script', head + script)
   const { stdout, stderr } = await execute('chroot', [root.path, '/bin/sh', '/tmp/script'])
   equal(stderr, '')
@@ -594,6 +595,71 @@ test('does what it can where all programs are busybox’s, and takes it back', a
   ])
   match(said(answer, 'initramfs')[0] as string, /does not know\. See that it has hv_storvsc$/)
   equal((await tell(root)).changed, false)
+  await tell(root, { mode: 'undo' })
+  deepEqual(await tree(root, 'etc'), etc)
+})
+
+test('installs what tells the host the addresses, once, and removes it again', async (context) => {
+  const root = context.root = await plain()
+  await root.write('etc/os-release', 'ID=mint\nID_LIKE="ubuntu debian"\n')
+  // lists of packages are old at first
+  const apt = `#!/bin/sh
+echo "$*" >> /var/apt.log
+case "$*" in
+  '-q update') touch /var/updated ;;
+  '-q -y --no-install-recommends -o DPkg::Lock::Timeout=60 install linux-cloud-tools-virtual')
+    [ -e /var/updated ] || { echo 'E: Unable to fetch some archives' >&2; exit 100; }
+    [ "$DEBIAN_FRONTEND" = noninteractive ] && printf '#!/bin/sh\\n' > /usr/sbin/hypervkvpd && chmod 755 /usr/sbin/hypervkvpd ;;
+  '-q -y --no-install-recommends -o DPkg::Lock::Timeout=60 remove linux-cloud-tools-virtual')
+    rm /usr/sbin/hypervkvpd ;;
+  *) echo "E: syntax: $*" >&2; exit 100 ;;
+esac
+`
+  const program = join(root.path, 'usr/bin/apt-get')
+  await fs.outputFile(program, apt, { mode: 0o755 })
+  const dry = await tell(root, { dry: 1 })
+  equal(await root.exists('var/apt.log'), false)
+  const first = await tell(root)
+  deepEqual([said(dry, 'daemons').length, said(first, 'daemons')], [1, [
+    'changed: linux-cloud-tools-virtual is installed, which tells the host the guest’s addresses',
+  ]])
+  ok(first.before.some(({ what, was }) => what === 'linux-cloud-tools-virtual' && was === null))
+  match(said(await tell(root), 'daemons').join(), /^ok: \/usr\/sbin\/hypervkvpd is there/)
+  const undone = await tell(root, { mode: 'undo' })
+  ok(said(undone, 'undo').includes('changed: linux-cloud-tools-virtual is removed'))
+  equal(await root.exists('usr/sbin/hypervkvpd'), false)
+  await fs.writeFile(program, '#!/bin/sh\necho "E: Could not resolve host" >&2; exit 100\n')
+  match(
+    said(await tell(root), 'daemons').join(),
+    /^warning: .+ could not be installed: E: Could not resolve host\. Run while it has a network: sudo apt-get/,
+  )
+})
+
+test('has xrdp listen to enhanced sessions, only when asked to, and takes that back', async (context) => {
+  const root = context.root = await plain()
+  match(
+    said(await tell(root, { enhanced: 1 }), 'enhanced-session').join(),
+    /^warning: There is no xrdp/,
+  )
+  const ini = [
+    ...['[Globals]', 'ini_version=1', '; port=vsock://<cid>:<port>', 'port=3389', 'use_vsock=true'],
+    ...['security_layer=negotiate', 'crypt_level=high', '', '[Xorg]', 'port=-1', ''],
+  ].join('\n')
+  await root.write('etc/xrdp/xrdp.ini', ini)
+  const etc = await tree(root, 'etc')
+  equal(said(await tell(root), 'enhanced-session').length, 0)
+  equal(await root.read('etc/xrdp/xrdp.ini'), ini)
+  match(
+    said(await tell(root, { enhanced: 1 }), 'enhanced-session').join(),
+    /^changed: xrdp listens/,
+  )
+  equal(
+    await root.read('etc/xrdp/xrdp.ini'),
+    ini.replace('\nport=3389', '\nport=vsock://-1:3389').replace('=true', '=false')
+      .replace('negotiate', 'rdp').replace('high', 'none'),
+  )
+  equal(await root.read('etc/modules-load.d/vbox-to-hyperv.conf'), 'hv_sock\n')
+  match(said(await tell(root, { enhanced: 1 }), 'enhanced-session').join(), /^ok: /)
   await tell(root, { mode: 'undo' })
   deepEqual(await tree(root, 'etc'), etc)
 })
