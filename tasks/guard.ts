@@ -49,10 +49,11 @@ export const guardOptions: Record<'guard' | 'revertAfter' | 'probe', Option> = {
   },
 }
 
-/** The command's options with the time in seconds. */
-export function readGuard<T extends { revertAfter?: string | undefined }>(
-  { revertAfter, ...options }: T,
-): Omit<T, 'revertAfter'> & { revertAfter?: number } {
+/** The command's options with the time in seconds. Throws where an address has a password in it. */
+export function readGuard<
+  T extends { revertAfter?: string | undefined; probe?: GuardOptions['probe'] },
+>({ revertAfter, ...options }: T): Omit<T, 'revertAfter'> & { revertAfter?: number } {
+  for (const target of options.probe ?? []) checkProbe(target)
   if (revertAfter === undefined) return options
   const [, number, unit] = /^(\d{1,6})(s|m)?$/.exec(revertAfter) ?? []
   if (number === undefined) {
@@ -137,6 +138,12 @@ function checkGuard({ revertAfter = 60, probe = [] }: GuardOptions): void {
 }
 
 function checkProbe(target: string): void {
+  if (/^\w+:\/\/[^/?#]*@/.test(target)) {
+    throw new TypeError(
+      'Cannot probe an address with a user or a password in it: plans, journals and logs would keep it. ' +
+        'Give it without, as any answer of the server will do. Example: --probe https://intranet.lan',
+    )
+  }
   const [, port] = /^(?:[\p{L}\p{N}_.-]+|\[[\da-f:.]+\]):(\d{1,5})$/iu.exec(target) ?? []
   const url = /^https?:\/\/[^\s/]+/i.test(target) && URL.canParse(target)
   if (url || (port !== undefined && Number(port) > 0 && Number(port) < 65536)) return

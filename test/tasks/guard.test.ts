@@ -320,6 +320,13 @@ guard('refuses times and probes that it cannot use, before PowerShell is asked',
       /^TypeError: Cannot probe ".*": it is a URL/,
     )
   }
+  // it would be kept in plans and journals
+  for (const probe of ['https://user:secret@a/b', 'http://token@a']) {
+    const refused =
+      /^TypeError: Cannot probe an address with a user or a password in it: (?!.*secret)/
+    await assert.rejects(off({ probe: [probe] }, nobody), refused)
+    assert.throws(() => readGuard({ probe: [probe] }), refused)
+  }
   assert.deepEqual(readGuard({ revertAfter: '2m' }), { revertAfter: 120 })
   assert.deepEqual(readGuard({ revertAfter: '90' }), { revertAfter: 90 })
   assert.throws(() => readGuard({ revertAfter: '1h' }), {
