@@ -11,8 +11,10 @@ import { migrate, type MigrateOptions } from '../../../recipes/migrate.ts'
 import { type Disks, makePlan, type Plan, type Target } from '../../../recipes/run/plan.ts'
 import type { RunEvent } from '../../../recipes/run/screen.ts'
 import { tasks } from '../../../recipes/run/steps.ts'
+import { addSchedule } from '../../../recipes/schedule.ts'
 import type { CheckHostResult } from '../../../tasks/check-host.ts'
 import type { VmDescription } from '../../../tasks/inspect-vm.ts'
+import type { PowerShell } from '../../../tasks/task.ts'
 import { needs } from '../../needs.ts'
 import { type SimulatedHost, simulatedHost } from '../../simulated-host.ts'
 
@@ -190,6 +192,19 @@ plans('is in a bundle, too, and makes one elsewhere no more', async ({ dir, stat
   await fs.move(join(dir, 'b'), join(dir, 'c'))
   equal(await run({ plan: join(dir, 'c', 'plan.json') }), 'done')
   ok(await fs.pathExists(join(dir, 'b', 'plan.json')))
+})
+
+plans('goes into a scheduled job, which asks nobody', async ({ dir, file }) => {
+  await fs.writeFile(file, '{}')
+  let said = ''
+  const ps: PowerShell = (_, ...values) => {
+    said = values.join('\n')
+    return Promise.reject(new Error('nobody is asked'))
+  }
+  const job = { by: 'windows', recipe: 'migrate', at: '2099-01-01T03:00' } as const
+  await rejects(addSchedule({ ...job, args: ['--plan', 'plan.json'], folder: dir }, ps))
+  match(said, /migrate\.ts --yes --state=\S+ --plan \S+plan\.json/)
+  ok(said.includes(`--plan ${file}`), said)
 })
 
 plans('has a schema that knows each task, and takes plans of all targets', () => {
