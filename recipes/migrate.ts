@@ -174,8 +174,8 @@ export async function migrate(
       if (prepared !== 'off') return prepared
       vm = await inspectVm({ source })
     }
-    const look = () => Promise.all([describeDisks(vm), fingerprint(vm)])
-    const [disks, files] = await look().catch((error) => {
+    const look = async () => ({ disks: await describeDisks(vm), files: await fingerprint(vm) })
+    const { disks, files } = await look().catch((error) => {
       // Windows lets nobody else read a disk that VirtualBox has open
       throw new Error(refuseState(vm) ?? error.message, { cause: error })
     })

@@ -36,7 +36,14 @@ export async function fingerprint(vm: VmDescription): Promise<SourceFile[]> {
     const parts = (await readdir(dirname(path))).filter((name) => name.startsWith(member))
     for (const name of parts.filter(isPart).sort()) files.add(join(dirname(path), name))
   }
-  return await Promise.all([...files].map(look))
+  return await Promise.all([...files].map((path) =>
+    look(path).catch((cause: Error) => {
+      const why = cause.message.split(',')[0]
+      throw new Error(`Cannot read "${path}": ${why}. Let yourself read it, and run again`, {
+        cause,
+      })
+    })
+  ))
 }
 
 /** What is not as it was: a clause for each file that differs, none for a source that is unchanged. */
