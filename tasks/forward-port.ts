@@ -166,4 +166,5 @@ await hostCommand(
     dryRun,
   },
   forwardPort,
+  undoForwardPort,
 )

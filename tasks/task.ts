@@ -5,7 +5,7 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { existsSync, lstatSync, mkdirSync } from 'node:fs'
+import { createReadStream, existsSync, lstatSync, mkdirSync } from 'node:fs'
 import { join, relative, resolve } from 'node:path'
 import process from 'node:process'
 import { promisify } from 'node:util'
@@ -478,32 +478,87 @@ export async function command<T>(
   if (given !== undefined) await report(() => run(given))
 }
 
-/** The command of a task that works on a host, which `--host` names. */
+/**
+ * The command of a task that works on a host, which `--host` names. With `takeBack` it takes `--undo`
+ * too, a file that has what an earlier run answered, and then no option of its own is required.
+ */
 export async function hostCommand<T extends object>(
   meta: ImportMeta,
   description: string,
   options: Record<string, Option>,
   run: (options: T, ps: PowerShell) => Promise<unknown>,
+  // deno-lint-ignore no-explicit-any -- the answer comes from a file
+  takeBack?: (answer: any, ps: PowerShell, options: T) => Promise<unknown>,
 ): Promise<void> {
   const host: Option = {
     type: 'string',
     describe: 'local, or ssh://[user@]host[:port] [default: local]',
   }
-  const all = await commandLine<T & { host?: string }>(meta, description, { ...options, host })
+  const undo: Option = {
+    type: 'string',
+    describe:
+      'Take back what a run answered that changed something: the file that has it, or - for standard input',
+  }
+  const undoes = takeBack !== undefined && process.argv.some((arg) => /^--undo(=|$)/.test(arg))
+  const all = await commandLine<T & { host?: string; undo?: string; dryRun?: boolean }>(
+    meta,
+    description,
+    {
+      ...(undoes ? optional(options) : options),
+      ...(takeBack && { undo }),
+      host,
+    },
+  )
   if (all === undefined) return
-  const { host: named, ...given } = all
+  const { host: named, undo: file, ...given } = all
   await report(async () => {
     let opened: PowerShellProcess | undefined
+    // started when the task asks, so that it refuses what it cannot take without a host
+    const ps: PowerShell = (pieces, ...values) => {
+      opened ??= openPowerShell({ host: named })
+      return opened.ps(pieces, ...values)
+    }
     try {
-      // started when the task asks, so that it refuses what it cannot take without a host
-      return await run(given as T, (pieces, ...values) => {
-        opened ??= openPowerShell({ host: named })
-        return opened.ps(pieces, ...values)
-      })
+      if (takeBack === undefined || file === undefined) return await run(given as T, ps)
+      const answer = await readAnswer(file)
+      const { changed, before = null } = answer
+      if (changed && !given.dryRun) await takeBack(answer, ps, given as T)
+      return { undone: changed && !given.dryRun, changed, before }
     } finally {
       await opened?.close()
     }
   })
+}
+
+function optional(options: Record<string, Option>): Record<string, Option> {
+  const free = ({ demandOption: _, ...option }: Option): Option => option
+  return Object.fromEntries(Object.entries(options).map(([name, option]) => [name, free(option)]))
+}
+
+/** What a task answered, from a file as a shell writes it: Windows PowerShell's are UTF-16. */
+async function readAnswer(file: string): Promise<{ changed: boolean; before?: unknown }> {
+  const parts: Buffer[] = []
+  try {
+    for await (const part of file === '-' ? process.stdin : createReadStream(file)) parts.push(part)
+  } catch (error) {
+    const why = (error as NodeJS.ErrnoException).code ?? String(error)
+    throw new Error(
+      `Cannot read "${file}": ${why}. Name the file that has what the task answered: --undo`,
+    )
+  }
+  const bytes = Buffer.concat(parts)
+  const wide = bytes[0] === 0xff && bytes[1] === 0xfe
+  const lines = bytes.toString(wide ? 'utf16le' : 'utf8').replace(/^\ufeff/, '').trim()
+  try {
+    const answer = JSON.parse(lines)
+    if (typeof answer.changed === 'boolean') return answer
+  } catch {
+    // below
+  }
+  throw new Error(
+    `Cannot take back what "${file}" says: it is not what a task answered. Keep what the task writes to ` +
+      'standard output, for example: > answer.json',
+  )
 }
 
 async function report(work: () => Promise<unknown>): Promise<void> {
