@@ -69,8 +69,9 @@ export function readGuard<
  * Does what the task does, under the guard. Notes say what earlier guards had to take back.
  *
  * What is tested on the host, until three quarters of `revertAfter` are over at most: every default gateway
- * that answered before answers, on whichever adapter, and the DNS servers are there again. Where the
- * answer's `shared` says that the host gives its adapter up, this holds for its other adapters.
+ * that answered before answers, on whichever adapter, the DNS servers are there again, and those answer that
+ * did. Where the answer's `shared` says that the host gives its adapter up, this holds for the gateways of its
+ * other adapters. A change that fails and does not put all back itself is taken back at once.
  */
 export async function guarded<R extends { changed: boolean; notes: string[] }>(
   { subject, run, undo }: Guarded<R>,
@@ -124,7 +125,11 @@ export async function undoPending(ps: PowerShell): Promise<void> {
   await ps`
     $folder = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv')
     if (-not [IO.Directory]::Exists($folder)) { return }
-    foreach ($pending in [IO.Directory]::GetFiles($folder, 'guard-*.ps1')) { & ([ScriptBlock]::Create([IO.File]::ReadAllText($pending))) -Now }`
+    foreach ($pending in [IO.Directory]::GetFiles($folder, 'guard-*.ps1')) {
+      $text = [IO.File]::ReadAllText($pending)
+      # one that is not whole goes with the next change: nothing was changed under it
+      if ($text.EndsWith(${END}, 'Ordinal')) { & ([ScriptBlock]::Create($text)) -Now }
+    }`
 }
 
 function checkGuard({ revertAfter = 60, probe = [] }: GuardOptions): void {
@@ -208,11 +213,21 @@ function change(
     $changing = ${changing}
     $undoing = ${undoing}
     $reverting = ${REVERT}
+    $end = ${END}
     $seconds = ${revertAfter}
     $probes = ${probe}
     function quoted($text) { "'" + [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent($text) + "'" }
     function run($text) { [string]@(& ([ScriptBlock]::Create($text)))[-1] }
     function revert($path) { & ([ScriptBlock]::Create([IO.File]::ReadAllText($path))) -Now }
+    # written through: after a power cut the guard has to be there, whole
+    function put($path, $text) {
+      $bytes = (New-Object Text.UTF8Encoding $false).GetBytes($text)
+      $file = [IO.File]::Create($path)
+      try {
+        $file.Write($bytes, 0, $bytes.Length)
+        $file.Flush($true)
+      } finally { $file.Dispose() }
+    }
     function gateways {
       foreach ($route in @(Get-NetRoute | Where-Object { $_.DestinationPrefix -eq '0.0.0.0/0' -and $_.NextHop -ne '0.0.0.0' })) {
         # a router answers who has its address, whatever else it keeps to itself
@@ -222,6 +237,27 @@ function change(
       }
     }
     function servers { Get-DnsClientServerAddress -AddressFamily IPv4 | ForEach-Object { $_.ServerAddresses } | Where-Object { $_ } }
+    # the DNS servers that answer, each asked from its adapter's own address, for the servers of the root, which it
+    # knows or refuses to tell
+    function naming {
+      $query = [byte[]]@(7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1)
+      $own = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { [string]$_.AddressState -eq 'Preferred' })
+      $asked = @(foreach ($set in @(Get-DnsClientServerAddress -AddressFamily IPv4)) {
+          $from = $own | Where-Object { $_.InterfaceIndex -eq $set.InterfaceIndex } | Select-Object -First 1
+          foreach ($server in @($set.ServerAddresses | Where-Object { $_ -and $from })) {
+            try {
+              $client = New-Object Net.Sockets.UdpClient (New-Object Net.IPEndPoint ([Net.IPAddress]$from.IPAddress), 0)
+              $null = $client.Send($query, $query.Length, $server, 53)
+              @{ server = [string]$server; client = $client; answer = $client.ReceiveAsync() }
+            } catch { Write-Verbose $_ }
+          }
+        })
+      $waited = [Diagnostics.Stopwatch]::StartNew()
+      foreach ($one in $asked) {
+        try { if ($one.answer.Wait([Math]::Max(1, 1000 - $waited.ElapsedMilliseconds))) { $one.server } } catch { Write-Verbose $_ }
+        $one.client.Dispose()
+      }
+    }
     function answers($probe) {
       try {
         if ($probe -match '^https?://') {
@@ -250,7 +286,11 @@ function change(
         if (@($now | Where-Object { $_.hop -eq $gateway.hop }).Count -eq 0) { "the gateway $($gateway.hop) does not answer" }
       }
       $there = @(servers)
-      if ($keeps) { foreach ($server in @($before.servers | Where-Object { $_ -notin $there })) { "the DNS server $server is not set" } }
+      if ($keeps) {
+        foreach ($server in @($before.servers | Where-Object { $_ -notin $there })) { "the DNS server $server is not set" }
+        $named = @(if ($before.naming.Count -gt 0) { naming })
+        foreach ($server in @($before.naming | Where-Object { $_ -in $there -and $_ -notin $named })) { "the DNS server $server does not answer" }
+      }
       foreach ($probe in $probes) { if (-not (answers $probe)) { "$probe does not answer" } }
     }
 
@@ -272,7 +312,12 @@ function change(
     $task = "vbox-to-hyperv guard $token"
 
     # a change that nobody confirmed is taken back first, so that this one starts from what was
-    foreach ($pending in [IO.Directory]::GetFiles($folder, 'guard-*.ps1')) { revert $pending }
+    foreach ($pending in [IO.Directory]::GetFiles($folder, 'guard-*.ps1')) {
+      if ([IO.File]::ReadAllText($pending).EndsWith($end, 'Ordinal')) { revert $pending; continue }
+      # cut off while it was written, before anything was changed
+      [IO.File]::Delete([IO.Path]::ChangeExtension($pending, 'armed'))
+      [IO.File]::Delete($pending)
+    }
     $told = @()
     $log = [IO.Path]::Combine($folder, 'guard.log')
     if ([IO.File]::Exists($log)) {
@@ -290,9 +335,9 @@ function change(
     $armed = [bool]$asked.changed
     if ($armed) {
       $keeps = $null -eq $asked.shared -or $asked.shared
-      $before = @{ gateways = @(gateways); servers = @(servers) }
+      $before = @{ gateways = @(gateways); servers = @(servers); naming = @(if ($keeps) { naming }) }
       $lines = @(
-        'param([switch]$Now)'
+        'param([switch]$Now, [string]$Why = ''which nobody confirmed'')'
         '$subject = ' + (quoted $subject)
         '$token = ' + (quoted $token)
         '$seconds = ' + $seconds
@@ -305,8 +350,8 @@ function change(
       )
       $clock = [Diagnostics.Stopwatch]::StartNew()
       # with a mark, without which 5.1 takes a file for ANSI
-      [IO.File]::WriteAllText("$stem.ps1", ($lines -join [char]10), (New-Object Text.UTF8Encoding $true))
-      [IO.File]::WriteAllText("$stem.armed", '')
+      put "$stem.ps1" ([string][char]0xfeff + ($lines -join [char]10))
+      put "$stem.armed" ''
       $argument = '-NoProfile -NonInteractive -ExecutionPolicy Bypass -Command "& ([ScriptBlock]::Create([IO.File]::ReadAllText(' + (quoted "$stem.ps1") + ')))"'
       try {
         $null = Register-ScheduledTask -TaskName $task -Description "Takes back the change of $subject unless it is confirmed" -Action (New-ScheduledTaskAction -Execute powershell.exe -Argument $argument) -Trigger @((New-ScheduledTaskTrigger -Once -At (Get-Date).AddSeconds($seconds)), (New-ScheduledTaskTrigger -AtStartup)) -Principal (New-ScheduledTaskPrincipal -UserId S-1-5-18 -LogonType ServiceAccount -RunLevel Highest) -Settings (New-ScheduledTaskSettingsSet -AllowStartIfOnBatteries -DontStopIfGoingOnBatteries -StartWhenAvailable -MultipleInstances IgnoreNew -ExecutionTimeLimit (New-TimeSpan -Hours 2))
@@ -314,15 +359,23 @@ function change(
         Start-ScheduledTask -TaskName $task
         $answer = run $changing
       } catch {
-        # the change put back what it did; the guard's own trace goes too
+        $failure = $_
+        # a change that failed puts back what it did; where the host is not as it was, the guard does
+        $whole = $false
+        try { $whole = (run $asking) -ceq $answer } catch { Write-Verbose $_ }
+        if (-not $whole) {
+          try { & ([ScriptBlock]::Create([IO.File]::ReadAllText("$stem.ps1"))) -Now -Why 'which failed' }
+          catch { throw "Cannot finish the change of $($subject), nor take it back: $($failure.Exception.Message), and then: $($_.Exception.Message). The host tries again when it starts, or run: Start-ScheduledTask -TaskName $(quoted $task)" }
+          throw $failure
+        }
         [IO.File]::Delete("$stem.armed")
         Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue | Unregister-ScheduledTask -Confirm:$false
         [IO.File]::Delete("$stem.ps1")
-        throw
+        throw $failure
       }
       while (($lost = @(lost)).Count -gt 0 -and $clock.Elapsed.TotalSeconds -lt 0.75 * $seconds) { Start-Sleep -Milliseconds 250 }
       if ($lost.Count -gt 0) {
-        try { revert "$stem.ps1" } catch { throw "Cannot keep the change of $($subject), nor take it back: after it $($lost -join ', '), and then: $($_.Exception.Message). The host tries again when it starts, or run: Start-ScheduledTask -TaskName $(quoted $task)" }
+        try { & ([ScriptBlock]::Create([IO.File]::ReadAllText("$stem.ps1"))) -Now -Why 'which was tested and failed' } catch { throw "Cannot keep the change of $($subject), nor take it back: after it $($lost -join ', '), and then: $($_.Exception.Message). The host tries again when it starts, or run: Start-ScheduledTask -TaskName $(quoted $task)" }
         throw "Cannot keep the change of $($subject), and took it back: after it $($lost -join ', '). Mend that, or do without the test. Run again with: --no-guard"
       }
     }
@@ -333,14 +386,18 @@ function change(
 async function confirm(ps: PowerShell, token: string): Promise<boolean> {
   const { stdout } = await ps`
     $token = ${token}
-    $stem = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv', "guard-$token")
+    $folder = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv')
+    $stem = [IO.Path]::Combine($folder, "guard-$token")
     try { [IO.File]::Move("$stem.armed", "$stem.confirmed") } catch [IO.FileNotFoundException] { 'false'; return }
     $task = "vbox-to-hyperv guard $token"
-    # the guard that sees it confirmed goes by itself, at the same moment perhaps
+    # the guard that sees it confirmed goes by itself, at the same moment perhaps; what is left of one whose file
+    # somebody removed has nothing to do any more
     try {
-      Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue | ForEach-Object {
-        Stop-ScheduledTask -InputObject $_
-        Unregister-ScheduledTask -InputObject $_ -Confirm:$false
+      foreach ($one in @(Get-ScheduledTask -TaskName 'vbox-to-hyperv guard *' -ErrorAction SilentlyContinue)) {
+        $name = [string]$one.TaskName
+        if ($name -ne $task -and [IO.File]::Exists([IO.Path]::Combine($folder, "guard-$($name.Split(' ')[-1]).ps1"))) { continue }
+        Stop-ScheduledTask -InputObject $one
+        Unregister-ScheduledTask -InputObject $one -Confirm:$false
       }
     } catch { if (Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue) { throw } }
     [IO.File]::Delete("$stem.ps1")
@@ -348,6 +405,9 @@ async function confirm(ps: PowerShell, token: string): Promise<boolean> {
     'true'`
   return stdout.trim() === 'true'
 }
+
+/** The last line of a guard's file, by which it is known to be there whole. */
+const END = '# whole'
 
 /**
  * What the guard does, after the lines that say whose it is. It waits by a clock that only goes
@@ -358,9 +418,7 @@ const REVERT = `
 $ErrorActionPreference = 'Stop'
 $folder = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv')
 $stem = [IO.Path]::Combine($folder, "guard-$token")
-$why = 'which was tested and failed'
 if (-not $Now) {
-  $why = 'which nobody confirmed'
   $left = $seconds - ([Diagnostics.Stopwatch]::GetTimestamp() - $began) / [Diagnostics.Stopwatch]::Frequency
   if ($left -gt $seconds) { $left = 0 }
   $clock = [Diagnostics.Stopwatch]::StartNew()
@@ -383,7 +441,7 @@ if ($hold) {
       try { $null = & $undo; break } catch { $failure = $_ }
       if ($n -lt $tries) { Start-Sleep -Seconds 10 }
     }
-    $entry = [ordered]@{ at = (Get-Date).ToString('yyyy-MM-dd HH:mm:ss'); subject = $subject; why = $why; failure = $null }
+    $entry = [ordered]@{ at = (Get-Date).ToString('yyyy-MM-dd HH:mm:ss'); subject = $subject; why = $Why; failure = $null }
     if ($failure) { $entry.failure = [string]$failure.Exception.Message }
     [IO.File]::AppendAllText([IO.Path]::Combine($folder, 'guard.log'), (ConvertTo-Json -Compress -InputObject $entry) + [char]10)
   } finally { $hold.Dispose() }
@@ -397,4 +455,4 @@ catch { if (Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue) { t
 [IO.File]::Delete("$stem.claimed")
 [IO.File]::Delete("$stem.confirmed")
 [IO.File]::Delete("$stem.ps1")
-`
+${END}`
