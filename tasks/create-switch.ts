@@ -19,7 +19,7 @@ export interface CreateSwitchOptions extends GuardOptions {
   adapter?: string | undefined
   /** Whether the host uses an external switch too. @default true for a new one, else as it is */
   share?: boolean | undefined
-  /** VLAN of the host's own adapter on the switch, 1 to 4094. @default as it is, which is none for a new one */
+  /** VLAN of the host's own adapter on the switch, 1 to 4094; 0 for none. @default as it is, which is none for a new one */
   vlan?: number | undefined
   /** @default false */
   dryRun?: boolean | undefined
@@ -43,7 +43,7 @@ export interface CreateSwitchResult {
     shared: boolean
     /** The host's settings on the network adapter or on the switch, where they are at stake. */
     network: HostNetwork | null
-    /** Description of the network adapter that the switch was on, where that is another now. */
+    /** Description of the network adapter that the switch was on, where that is another now; empty for one that was gone. */
     adapter: string | null
     /** The host's settings on the switch while it was on that one. */
     there: HostNetwork | null
@@ -63,6 +63,9 @@ export interface HostNetwork {
   /** E.g. `192.168.1.10/24` or `fd00::10/64`. */
   addresses: string[]
   gateways: string[]
+  /** Routes set by hand, but for those of the gateways. */
+  routes: { to: string; by: string; metric: number }[]
+  /** Servers of IPv4 and IPv6. */
   dns: string[]
   /** Interface metric; null is automatic. */
   metric: number | null
@@ -88,7 +91,8 @@ export async function createSwitch(
 ): Promise<CreateSwitchResult> {
   if (!['external', 'internal', 'private'].includes(type)) {
     throw new TypeError(
-      `Cannot make a switch of type "${type}": it is external, internal or private`,
+      `Cannot make a switch of type "${type}": it is external, internal or private. ` +
+        'Run again with for example: --type internal',
     )
   }
   for (const text of [name, adapter ?? 'none']) {
@@ -96,7 +100,8 @@ export async function createSwitch(
     if (text.trim() === '' || /[\u0000-\u001f\u007f]/.test(text)) {
       throw new TypeError(
         `Cannot make the switch ${JSON.stringify(name)}: ` +
-          'a name is not empty and has no control characters',
+          'a name is not empty and has no control characters. Run again with another: ' +
+          (text === name ? '--switch' : '--adapter'),
       )
     }
   }
@@ -108,12 +113,13 @@ export async function createSwitch(
   }
   if (vlan !== undefined && (type === 'private' || share === false)) {
     throw new TypeError(
-      `Cannot set the host's VLAN on the switch "${name}": the host is not on it. Run again without --vlan`,
+      `Cannot set the host's VLAN on the switch "${name}": the host is not on it. Run again without: --vlan`,
     )
   }
-  if (vlan !== undefined && !(Number.isInteger(vlan) && vlan >= 1 && vlan <= 4094)) {
+  if (vlan !== undefined && !(Number.isInteger(vlan) && vlan >= 0 && vlan <= 4094)) {
     throw new RangeError(
-      `Cannot set the host's VLAN on the switch "${name}" to ${vlan}: it is a whole number from 1 to 4094`,
+      `Cannot set the host's VLAN on the switch "${name}" to ${vlan}: it is 1 to 4094, or 0 for none. ` +
+        'Run again with for example: --vlan 20',
     )
   }
   const wanted = { done: null, redo: false, name, type, adapter, share, vlan }
@@ -167,12 +173,24 @@ async function make(
     }
     function settings($index) {
       $ip = Get-NetIPInterface -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $index
-      $kept = [ordered]@{ dhcp = $null -eq $ip -or [string]$ip.Dhcp -eq 'Enabled'; addresses = @(); gateways = @(); dns = @(); metric = $null; profile = $null }
+      $kept = [ordered]@{ dhcp = $null -eq $ip -or [string]$ip.Dhcp -eq 'Enabled'; addresses = @(); gateways = @(); routes = @(); dns = @(); metric = $null; profile = $null }
       if ($ip -and [string]$ip.AutomaticMetric -eq 'Disabled') { $kept.metric = [int]$ip.InterfaceMetric }
       $kept.addresses = @(Get-NetIPAddress | Where-Object { $_.InterfaceIndex -eq $index -and [string]$_.PrefixOrigin -eq 'Manual' } | ForEach-Object { [string]$_.IPAddress + '/' + $_.PrefixLength })
+      $protocols = @('Tcpip', 'Tcpip6')
       if (-not $kept.dhcp) {
         $kept.gateways = @(hops $index)
         $kept.dns = @(Get-DnsClientServerAddress -InterfaceIndex $index -AddressFamily IPv4 | ForEach-Object { $_.ServerAddresses } | Where-Object { $_ })
+        $protocols = @('Tcpip6')
+      }
+      # what DHCP and routers gave is in the active store alone (assumption)
+      $kept.routes = @(Get-NetRoute -PolicyStore PersistentStore -ErrorAction SilentlyContinue | Where-Object { $_.InterfaceIndex -eq $index -and ([string]$_.NextHop -match '[1-9].*[.]' -or ([string]$_.NextHop -like '*:*' -and [string]$_.NextHop -ne '::')) -and -not ($_.DestinationPrefix -eq '0.0.0.0/0' -and [string]$_.NextHop -in $kept.gateways) } | ForEach-Object { [ordered]@{ to = [string]$_.DestinationPrefix; by = [string]$_.NextHop; metric = [int]$_.RouteMetric } })
+      $card = Get-NetAdapter | Where-Object { $_.InterfaceIndex -eq $index }
+      foreach ($protocol in $protocols) {
+        # servers set by hand beside what the network gives; a host without this key has none (assumption: the key)
+        try {
+          $key = ('HKEY_LOCAL_MACHINE', 'SYSTEM', 'CurrentControlSet', 'Services', $protocol, 'Parameters', 'Interfaces', [string]$card.InterfaceGuid) -join [char]92
+          $kept.dns += @([string]([type]'Microsoft.Win32.Registry')::GetValue($key, 'NameServer', '') -split '[, ]' | Where-Object { $_ })
+        } catch { Write-Verbose $_ }
       }
       $kept.profile = Get-NetConnectionProfile | Where-Object { $_.InterfaceIndex -eq $index -and [string]$_.NetworkCategory -eq 'Private' } | Select-Object -First 1 | ForEach-Object { [string]$_.Name }
       $kept
@@ -189,6 +207,10 @@ async function make(
       }
       $hops = @(hops $index)
       foreach ($gateway in @($kept.gateways | Where-Object { $_ -and $_ -notin $hops })) { $null = New-NetRoute -InterfaceIndex $index -DestinationPrefix '0.0.0.0/0' -NextHop $gateway }
+      foreach ($route in @($kept.routes | Where-Object { $_ })) {
+        $known = @(Get-NetRoute | Where-Object { $_.InterfaceIndex -eq $index -and $_.DestinationPrefix -eq $route.to -and [string]$_.NextHop -eq $route.by })
+        if ($known.Count -eq 0) { $null = New-NetRoute -InterfaceIndex $index -DestinationPrefix $route.to -NextHop $route.by -RouteMetric ([uint16]$route.metric) }
+      }
       $dns = @($kept.dns | Where-Object { $_ })
       if ($dns.Count -gt 0 -and ($dns -join ' ') -ne ($there.dns -join ' ')) { Set-DnsClientServerAddress -InterfaceIndex $index -ServerAddresses $dns }
       if ($null -ne $kept.metric -and $kept.metric -ne $there.metric) { Set-NetIPInterface -InterfaceIndex $index -AddressFamily IPv4 -InterfaceMetric $kept.metric }
@@ -219,6 +241,14 @@ async function make(
         Start-Sleep -Milliseconds 250
       }
       throw "Cannot put back the host's settings: the network adapter ""$description"" is gone. Run: Get-NetAdapter -IncludeHidden"
+    }
+    # back onto the adapter that it was on; where that was gone the one that it is on is the host's again, and its VMs
+    # stay on it
+    function onto($vSwitch, $description, $shares) {
+      if ($description) { Set-VMSwitch -VMSwitch $vSwitch -NetAdapterInterfaceDescription $description -AllowManagementOS $shares; return }
+      $type = 'Private'
+      if ($shares) { $type = 'Internal' }
+      Set-VMSwitch -VMSwitch $vSwitch -SwitchType $type
     }
     function vlanOf($port) {
       $found = Get-VMNetworkAdapterVlan -VMNetworkAdapter $port
@@ -279,7 +309,7 @@ async function make(
             $vSwitch = New-VMSwitch -Name $result.switch -NetAdapterInterfaceDescription $result.adapter -AllowManagementOS $result.shared
             Set-VMSwitch -VMSwitch $vSwitch -Notes $again
           }
-        } elseif ($before.adapter -and (under $vSwitch).InterfaceDescription -ne $result.adapter) { Set-VMSwitch -VMSwitch $vSwitch -NetAdapterInterfaceDescription $result.adapter -AllowManagementOS $result.shared }
+        } elseif ($null -ne $before.adapter -and [string](under $vSwitch).InterfaceDescription -ne $result.adapter) { Set-VMSwitch -VMSwitch $vSwitch -NetAdapterInterfaceDescription $result.adapter -AllowManagementOS $result.shared }
         elseif ([bool]$vSwitch.AllowManagementOS -ne $result.shared) { Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $result.shared }
         if ($result.shared) {
           $hostCard = appear $vSwitch
@@ -296,7 +326,7 @@ async function make(
       if ($vSwitch) {
         $own = @(ports $vSwitch)
         if ($own.Count -gt 0) { $answer.vlan = vlanOf $own[0] }
-        $moves = [bool]($before.adapter -and (under $vSwitch).InterfaceDescription -ne $before.adapter)
+        $moves = [bool]($null -ne $before.adapter -and [string](under $vSwitch).InterfaceDescription -ne $before.adapter)
         $turns = [string]$vSwitch.SwitchType -eq 'External' -and [bool]$vSwitch.AllowManagementOS -ne $before.shared
         $tags = [bool]($before.vlan -and ($moves -or $turns -or (ConvertTo-Json -Compress $answer.vlan) -ne (ConvertTo-Json -Compress $before.vlan)))
         $answer.changed = -not $before.exists -or $moves -or $turns -or $tags
@@ -312,7 +342,7 @@ async function make(
           if ($before.network) { restore (back $result.adapter).InterfaceIndex $before.network }
         } else {
           if ($moves) {
-            Set-VMSwitch -VMSwitch $vSwitch -NetAdapterInterfaceDescription $before.adapter -AllowManagementOS $before.shared
+            onto $vSwitch $before.adapter $before.shared
             if ($before.shared -and $before.there) { restore (appear $vSwitch).InterfaceIndex $before.there }
             if ($before.network) { restore (back $result.adapter).InterfaceIndex $before.network }
           } elseif ($turns) {
@@ -333,7 +363,7 @@ async function make(
     if ($found.Count -eq 1) { $vSwitch = $found[0] }
     if ($vSwitch) {
       # the Default Switch's name is translated, its id is not
-      if ([string]$vSwitch.Id -eq 'c08cb7b8-9b3c-408e-8e30-5e16a3aeb444') { throw "Cannot take the switch ""$name"": it is the Default Switch, which Windows changes by itself. Choose another name" }
+      if ([string]$vSwitch.Id -eq 'c08cb7b8-9b3c-408e-8e30-5e16a3aeb444') { throw "Cannot take the switch ""$name"": it is the Default Switch, which Windows changes by itself. Run again with another name: --switch" }
       if ([string]$vSwitch.SwitchType -ne $type) { throw "Cannot make the $type switch ""$name"": there is one of that name that is $(([string]$vSwitch.SwitchType).ToLowerInvariant()). Choose another name, or run: Get-VMSwitch -Id $($vSwitch.Id) | Rename-VMSwitch -NewName <another name>" }
     }
 
@@ -412,6 +442,7 @@ async function make(
     if ($vSwitch) { $own = @(ports $vSwitch) }
     if ($own.Count -gt 0) { $tagged = vlanOf $own[0] }
     $tags = $null -ne $vlan -and -not ($tagged -and $tagged.mode -eq 'Access' -and $tagged.id -eq $vlan)
+    if ($vlan -eq 0) { $tags = [bool]($tagged -and $tagged.mode -ne 'Untagged') }
     $turns = [bool]($vSwitch -and $type -eq 'external' -and $shared -ne $was)
     $changed = -not $vSwitch -or $turns -or $moves -or $tags
     $before = [ordered]@{ exists = $null -ne $vSwitch; shared = $was; network = $null; adapter = $null; there = $null; vlan = $null }
@@ -476,8 +507,8 @@ async function make(
           if ($before.vlan -and -not $tags -and $before.vlan.mode -ne 'Untagged') { setVlan $vSwitch $before.vlan }
           if ($type -eq 'external' -and (wireless (under $vSwitch)) -and (offload $hostCard)) { $notes += "Large send offload is off on ""$($hostCard.Name)"": uploads crawl with it behind a switch on Wi-Fi" }
         }
-        if ($moves -and $before.there) { restore (back $before.adapter).InterfaceIndex $before.there }
-        if ($tags) { setVlan $vSwitch @{ mode = 'Access'; id = $vlan } }
+        if ($moves -and $before.adapter -and $before.there) { restore (back $before.adapter).InterfaceIndex $before.there }
+        if ($tags) { setVlan $vSwitch @{ mode = $(if ($vlan) { 'Access' } else { 'Untagged' }); id = $vlan } }
       } catch {
         $failure = $_
         if (-not $before.exists) {
@@ -485,10 +516,15 @@ async function make(
           if ($before.network) { restore $card.InterfaceIndex $before.network }
         } else {
           if ($moves) {
-            Set-VMSwitch -VMSwitch $vSwitch -NetAdapterInterfaceDescription $before.adapter -AllowManagementOS $was
+            onto $vSwitch $before.adapter $was
             if ($before.there) { restore (appear $vSwitch).InterfaceIndex $before.there }
             restore (back $card.InterfaceDescription).InterfaceIndex $before.network
-          } elseif ($turns) { Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $was }
+          } elseif ($turns) {
+            Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $was
+            # what failed may have been done all the same, and the host's adapter is a new one then
+            if ($was -and $before.network) { restore (appear $vSwitch).InterfaceIndex $before.network }
+          }
+          if ($was -and ($moves -or $turns) -and (wireless (under $vSwitch))) { $null = offload (appear $vSwitch) }
           if ($before.vlan -and ($moves -or $turns -or $tags) -and @(ports $vSwitch).Count -gt 0) { setVlan $vSwitch $before.vlan }
         }
         if ($failure.FullyQualifiedErrorId -match '^ObjectNotFound,.*(New|Set)VMSwitch$' -or $failure.Exception.HResult -eq -2147023728) {
@@ -516,7 +552,7 @@ async function make(
       $answer.switch = [string]$vSwitch.Name
       if ($type -eq 'external' -and -not $card) { $answer.adapter = [string]$vSwitch.NetAdapterInterfaceDescription }
     }
-    ConvertTo-Json -Compress -Depth 4 $answer`
+    ConvertTo-Json -Compress -Depth 6 $answer`
   return JSON.parse(stdout) as CreateSwitchResult
 }
 
@@ -567,10 +603,11 @@ await hostCommand(
       type: 'boolean',
       describe: 'The host uses an external switch too [default: true for a new one, else as it is]',
     },
-    vlan: { type: 'number', describe: 'The host’s VLAN on the switch, 1 to 4094' },
+    vlan: { type: 'number', describe: 'The host’s VLAN on the switch, 1 to 4094; 0 for none' },
     ...guardOptions,
     dryRun,
   },
   (options: Omit<CreateSwitchOptions, 'revertAfter'> & { revertAfter?: string }, ps) =>
     createSwitch(readGuard(options), ps),
+  (answer, ps, options) => undoCreateSwitch(answer, ps, readGuard(options)),
 )

@@ -71,7 +71,9 @@ export async function toggleShare(
   ps = powershell,
 ): Promise<ToggleShareResult> {
   if (!['on', 'off', 'status'].includes(state)) {
-    throw new TypeError(`Cannot turn sharing "${state}": it takes on, off or status`)
+    throw new TypeError(
+      `Cannot turn sharing "${state}": it takes on, off or status. Run again with: status`,
+    )
   }
   checkName(name)
   const subject = name === undefined ? 'the external switch' : `the switch "${name}"`
@@ -81,14 +83,27 @@ export async function toggleShare(
   return await guarded({ subject, run, undo: undoToggleShare }, guard, dryRun, ps)
 }
 
-/** Puts back what {@link toggleShare} changed, with the settings that the host had on the switch. */
+/**
+ * Puts back what {@link toggleShare} changed, with the settings that the host had on the switch. Under the
+ * guard what cuts the host off is done again.
+ */
 export async function undoToggleShare(
   result: ToggleShareResult,
   ps = powershell,
+  guard: GuardOptions = { guard: false },
 ): Promise<void> {
   if (!result.changed) return
-  const done = JSON.stringify(result)
-  await share({ done, name: null, state: 'status', guard: true, dryRun: false }, ps)
+  const back = (result: ToggleShareResult, ps: typeof powershell, dryRun: boolean) =>
+    share(
+      { done: JSON.stringify(result), name: null, state: 'status', guard: true, dryRun },
+      ps,
+    )
+  const subject = `the switch "${result.switch}"`
+  const run = (ps: typeof powershell, dryRun: boolean) => back(result, ps, dryRun)
+  const undo = async (undone: ToggleShareResult, ps: typeof powershell) => {
+    await back(undone, ps, false)
+  }
+  await guarded({ subject, run, undo }, guard, false, ps)
 }
 
 function checkName(name: string | undefined): void {
@@ -160,7 +175,10 @@ async function share(
       }
       foreach ($protocol in $protocols) {
         # servers set by hand beside what the network gives; a host without this key has none (assumption: the key)
-        try { $kept.dns += @((Get-ItemProperty -LiteralPath "Registry::HKEY_LOCAL_MACHINE/SYSTEM/CurrentControlSet/Services/$protocol/Parameters/Interfaces/$($card.InterfaceGuid)").NameServer -split '[, ]' | Where-Object { $_ }) } catch { Write-Verbose $_ }
+        try {
+          $key = ('HKEY_LOCAL_MACHINE', 'SYSTEM', 'CurrentControlSet', 'Services', $protocol, 'Parameters', 'Interfaces', [string]$card.InterfaceGuid) -join [char]92
+          $kept.dns += @([string]([type]'Microsoft.Win32.Registry')::GetValue($key, 'NameServer', '') -split '[, ]' | Where-Object { $_ })
+        } catch { Write-Verbose $_ }
       }
       $lso = Get-NetAdapterLso | Where-Object { $_.Name -eq $card.Name }
       $kept.offload = -not $lso -or $lso.IPv4Enabled -or $lso.IPv6Enabled
@@ -172,7 +190,9 @@ async function share(
     function plain($kept) { $kept.dhcp -and @($kept.addresses).Count + @($kept.routes).Count + @($kept.dns).Count -eq 0 -and $null -eq $kept.metric -and $null -eq $kept.vlan -and $kept.offload -ne $false }
     function restore($vSwitch, $kept) {
       $port = @(ports $vSwitch)[0]
-      if ($kept.mac -and $port.MacAddress -ne $kept.mac) {
+      # by the switch's name, in no other way; where that is another's too, the host does without its MAC address
+      $alone = @(Get-VMSwitch | Where-Object { $_.Name.Equals($vSwitch.Name, 'OrdinalIgnoreCase') }).Count -eq 1
+      if ($kept.mac -and $port.MacAddress -ne $kept.mac -and $alone) {
         Remove-VMNetworkAdapter -VMNetworkAdapter $port
         Add-VMNetworkAdapter -ManagementOS -SwitchName $vSwitch.Name -Name $kept.name -StaticMacAddress $kept.mac
       } elseif ($kept.name -and $port.Name -ne $kept.name) { Rename-VMNetworkAdapter -VMNetworkAdapter $port -NewName $kept.name }
@@ -217,7 +237,13 @@ async function share(
       }
     }
     function save($path, $text) {
-      [IO.File]::WriteAllText("$path.new", $text)
+      $bytes = (New-Object Text.UTF8Encoding $false).GetBytes($text)
+      $new = [IO.File]::Create("$path.new")
+      try {
+        $new.Write($bytes, 0, $bytes.Length)
+        # written through: a power cut would lose the host's settings
+        $new.Flush($true)
+      } finally { $new.Dispose() }
       if ([IO.File]::Exists($path)) { [IO.File]::Replace("$path.new", $path, [NullString]::Value) } else { [IO.File]::Move("$path.new", $path) }
     }
 
@@ -232,7 +258,7 @@ async function share(
     if ($result) { $found = @($all | Where-Object { [string]$_.Id -eq $result.id }) }
     elseif ($null -ne $name) { $found = @($all | Where-Object { $_.Name.Equals($name, 'OrdinalIgnoreCase') }) }
     else { $found = @($all | Where-Object { [string]$_.SwitchType -eq 'External' }) }
-    if ($result -and $found.Count -eq 0) { 'null'; return }
+    if ($result -and $found.Count -eq 0) { ConvertTo-Json -Compress ([ordered]@{ changed = $false; id = [string]$result.id; switch = $name; shared = [bool]$result.before.shared; notes = @(); before = $result.before }) -Depth 6; return }
     if ($found.Count -ne 1 -and $null -eq $name) {
       if ($found.Count -eq 0) { throw "Cannot share a switch: there is no external one. Run create-switch with: --type external --adapter" }
       throw "Cannot choose the switch: there are $($found.Count) external ones, $(@($found | ForEach-Object { '""' + $_.Name + '""' }) -join ', '). Run again with: --switch $(quoted $found[0].Name)"
@@ -250,7 +276,8 @@ async function share(
     $text = $null
     if ([IO.File]::Exists($file)) {
       $text = [IO.File]::ReadAllText($file)
-      try { $kept = ConvertFrom-Json $text } catch { throw "Cannot read the host's settings that were kept for the switch ""$name"": the file is damaged. Note what is in it, and run: Remove-Item -LiteralPath $(quoted $file)" }
+      # what is to be taken back has the settings itself
+      try { $kept = ConvertFrom-Json $text } catch { if (-not $result) { throw "Cannot read the host's settings that were kept for the switch ""$name"": the file is damaged. Note what is in it, and run: Remove-Item -LiteralPath $(quoted $file)" } }
     }
 
     $was = [bool]$vSwitch.AllowManagementOS
@@ -304,8 +331,14 @@ async function share(
         if ($result) { $keep = ConvertTo-Json -Compress -Depth 5 $result.before.network }
         if ($result -or -not ($kept -and (plain $before.network) -and -not (plain $kept))) { save $file $keep }
         try { Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $false } catch {
+          $failure = $_
+          # it may have been done all the same
+          if (@(ports $vSwitch).Count -eq 0) {
+            Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $true
+            restore $vSwitch $before.network
+          }
           if ($null -ne $text) { save $file $text } else { [IO.File]::Delete($file) }
-          throw
+          throw $failure
         }
         if ($result -and $null -eq $result.before.network) { [IO.File]::Delete($file) }
       }
@@ -426,4 +459,5 @@ await hostCommand(
     if (!shortcut || options.dryRun) return result
     return { ...result, shortcuts: await makeShareShortcuts(result, ps) }
   },
+  (answer, ps, options) => undoToggleShare(answer, ps, readGuard(options)),
 )

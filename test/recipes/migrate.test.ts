@@ -447,11 +447,19 @@ test('asks on which adapter a switch is made that is not there, and for no other
   equal(asked.length, 1)
 })
 
-test('is taken back, last step first', async ({ host, state }) => {
+test('is taken back, last step first, the network under the guard', async ({ host, state }) => {
   const { ova } = await demo('bios', host.dir)
   const before = await host.state()
   await run({ source: [ova], ...here(host, state), ...ALL }, host)
-  await undo({ state }, { screen: () => {}, host: () => lent(host) })
+  const tools = { screen: () => {}, host: () => lent(host) }
+  // nothing answers there, as if the host were cut off without the switch
+  await rejects(
+    undo({ state, probe: ['127.0.0.1:9'], revertAfter: 5 }, tools),
+    /^HostError: Cannot keep the change of the switch "桥接", and took it back: .+127\.0\.0\.1:9/,
+  )
+  const names = (await host.state()).switches.map(({ name }: { name: string }) => name)
+  deepEqual(names.includes('桥接'), true)
+  await undo({ state }, tools)
   const after = await host.state()
   deepEqual(after.vms, before.vms)
   deepEqual(after.switches, before.switches)

@@ -1,5 +1,6 @@
 import fs from 'fs-extra'
 import assert from 'node:assert/strict'
+import { join } from 'node:path'
 import { suite } from 'uvu'
 import {
   createSwitch,
@@ -248,6 +249,7 @@ test('keeps the settings that the adapter was given by hand, and undo gives them
     dhcp: false,
     addresses: ['192.168.77.10/24'],
     gateways: ['192.168.77.1'],
+    routes: [],
     dns: ['192.168.77.2', '9.9.9.9'],
     metric: 15,
     profile: null,
@@ -271,6 +273,73 @@ test('keeps the settings that the adapter was given by hand, and undo gives them
   assert.deepEqual(lasting(await host.state()), before)
 })
 
+test('pain 17: keeps DNS servers, routes and metric that were set by hand beside DHCP', async () => {
+  await given`
+    Set-DnsClientServerAddress -InterfaceAlias Wi-Fi -ServerAddresses 223.5.5.5, 9.9.9.9
+    $null = New-NetRoute -InterfaceAlias Wi-Fi -DestinationPrefix 10.99.0.0/16 -NextHop 10.20.0.9 -RouteMetric 5
+    Set-NetIPInterface -InterfaceAlias Wi-Fi -AddressFamily IPv4 -InterfaceMetric 15`
+  const before = lasting(await host.state())
+  const made = await createSwitch(onWifi, host.ps)
+  assert.deepEqual(made.before.network, {
+    dhcp: true,
+    addresses: [],
+    gateways: [],
+    routes: [{ to: '10.99.0.0/16', by: '10.20.0.9', metric: 5 }],
+    dns: ['223.5.5.5', '9.9.9.9'],
+    metric: 15,
+    profile: 'Office',
+  })
+  const { stdout } = await host.ps`
+    $index = (Get-NetAdapter | Where-Object Name -eq 'vEthernet (桥接)').InterfaceIndex
+    $ip = Get-NetIPInterface -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $index
+    ConvertTo-Json -Compress @{
+      dhcp = [string]$ip.Dhcp
+      metric = [int]$ip.InterfaceMetric
+      routes = @(Get-NetRoute -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $index | ForEach-Object { "$($_.DestinationPrefix) $($_.NextHop)" })
+      dns = @((Get-DnsClientServerAddress -InterfaceIndex $index -AddressFamily IPv4).ServerAddresses)
+    }`
+  assert.deepEqual(JSON.parse(stdout), {
+    dhcp: 'Enabled',
+    metric: 15,
+    routes: ['0.0.0.0/0 10.20.0.1', '10.99.0.0/16 10.20.0.9'],
+    dns: ['223.5.5.5', '9.9.9.9'],
+  })
+  await undoCreateSwitch(made, host.ps)
+  assert.deepEqual(lasting(await host.state()), before)
+})
+
+test('gives the host its settings back when taking it off the switch fails half way', async () => {
+  await plugIn()
+  await createSwitch({ ...onWifi, adapter: 'Ethernet', guard: false }, host.ps)
+  const error = { id: 'OperationFailed', message: 'It is busy' }
+  await host.change((state) => {
+    state.faults = [{ cmdlet: 'Set-VMSwitch', nth: 1, when: 'after', error }]
+  })
+  await assert.rejects(createSwitch({ ...onWifi, share: false, guard: false }, host.ps), /busy/)
+  assert.ok((await switches()).includes('桥接 External True'))
+  const { stdout } = await host.ps`
+    ConvertTo-Json -Compress @(Get-NetIPAddress | Where-Object { $_.InterfaceAlias -eq 'vEthernet (桥接)' -and [string]$_.PrefixOrigin -eq 'Manual' } | ForEach-Object IPAddress)`
+  assert.deepEqual(JSON.parse(stdout), ['192.168.77.10', 'fd00:77::10'])
+})
+
+test('moves a switch whose adapter is gone, and its undo frees the other one', async () => {
+  const { id } = await createSwitch({ ...onWifi, adapter: 'Ethernet', guard: false }, host.ps)
+  await given`$null = New-VM -Name web -NoVHD -SwitchName 桥接`
+  await host.change((state) => {
+    state.adapters = state.adapters.filter(({ name }: { name: string }) => name !== 'Ethernet')
+  })
+  const moved = await createSwitch({ ...onWifi, revertAfter: 9 }, host.ps)
+  assert.deepEqual([moved.changed, moved.id, moved.before.adapter], [true, id, ''])
+  for (let times = 0; times < 2; times++) await undoCreateSwitch(moved, host.ps)
+  const { stdout } = await host.ps`
+    ConvertTo-Json -Compress @{
+      switch = (Get-VMNetworkAdapter -VMName web).SwitchName
+      type = [string](Get-VMSwitch -Name 桥接).SwitchType
+      wifi = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object InterfaceAlias -eq 'Wi-Fi' | ForEach-Object IPAddress)
+    }`
+  assert.deepEqual(JSON.parse(stdout), { switch: '桥接', type: 'Internal', wifi: ['10.20.30.40'] })
+})
+
 test('undo refuses to remove a switch that a VM is on', async () => {
   const made = await createSwitch({ switch: 'Static-NAT', type: 'internal' }, host.ps)
   await given`$null = New-VM -Name web -NoVHD -SwitchName Static-NAT`
@@ -281,7 +350,7 @@ test('undo refuses to remove a switch that a VM is on', async () => {
   assert.ok((await switches()).includes('Static-NAT Internal True'))
 })
 
-test('removes the switch again when Windows cannot bind the adapter, and says what to do', async () => {
+test('pain 17: removes the switch again when Windows cannot bind the adapter, and says what to do', async () => {
   const error = {
     id: 'ObjectNotFound,Microsoft.HyperV.PowerShell.Commands.NewVMSwitch',
     message: '找不到元素。',
@@ -362,7 +431,7 @@ const refusals: [string, string, CreateSwitchOptions, RegExp | string][] = [
     '',
     { switch: 'Default Switch', type: 'internal' },
     'Cannot take the switch "Default Switch": it is the Default Switch, which Windows changes by ' +
-    'itself. Choose another name',
+    'itself. Run again with another name: --switch',
   ],
 ]
 for (const [what, prepare, options, message] of refusals) {
@@ -645,6 +714,10 @@ test('gives the host its VLAN on the switch, and takes it back', async () => {
   assert.equal(await vlan(), 'Access 30')
   await undoCreateSwitch(other, host.ps)
   assert.equal(await vlan(), 'Access 20')
+  const none = await createSwitch({ ...onWifi, vlan: 0, guard: false }, host.ps)
+  assert.deepEqual([none.changed, await vlan()], [true, 'Untagged 0'])
+  assert.equal((await createSwitch({ ...onWifi, vlan: 0 }, host.ps)).changed, false)
+  await undoCreateSwitch(none, host.ps)
   // sharing off takes the adapter with it, and its undo brings both back
   const off = await createSwitch({ ...onWifi, share: false, guard: false }, host.ps)
   await undoCreateSwitch(off, host.ps)
@@ -685,7 +758,8 @@ test('refuses what makes no sense before it asks PowerShell', async () => {
   const options: [CreateSwitchOptions, string][] = [
     [
       { switch: ' ', type: 'private' },
-      'Cannot make the switch " ": a name is not empty and has no control characters',
+      'Cannot make the switch " ": a name is not empty and has no control characters. ' +
+      'Run again with another: --switch',
     ],
     [
       { switch: 'x', type: 'internal', share: false },
@@ -710,6 +784,24 @@ test('runs from the command line', async () => {
   assert.deepEqual([done.code, done.stderr], [0, ''])
   const { adapter, shared } = JSON.parse(done.stdout)
   assert.deepEqual([adapter, shared], [wired.description, false])
+  // as Windows PowerShell writes files
+  const answer = join(host.dir, 'answer.json')
+  await fs.writeFile(answer, `\ufeff${done.stdout}`, 'utf16le')
+  const dry = await runTask(host, 'create-switch', '--undo', answer, '--dry-run')
+  assert.deepEqual([dry.code, JSON.parse(dry.stdout).undone], [0, false])
+  assert.ok((await switches()).includes('桥接 External False'))
+  const guard = ['--revert-after', '5', '--probe', '127.0.0.1:9']
+  const kept = await runTask(host, 'create-switch', '--undo', answer, ...guard)
+  assert.deepEqual([kept.code, kept.stdout], [1, ''])
+  assert.match(kept.stderr, /^Cannot keep the change of the switch "桥接", and took it back/)
+  const undone = await runTask(host, 'create-switch', '--undo', answer)
+  assert.deepEqual([undone.code, undone.stderr], [0, ''])
+  assert.equal(JSON.parse(undone.stdout).undone, true)
+  assert.deepEqual((await switches()).filter((name) => name.startsWith('桥接')), [])
+  await fs.writeFile(answer, '[]')
+  const wrong = await runTask(host, 'create-switch', '--undo', answer)
+  assert.deepEqual([wrong.code, wrong.stdout], [1, ''])
+  assert.match(wrong.stderr, /^Cannot take back what ".+" says: it is not what a task answered/)
   const failed = await runTask(host, 'create-switch', ...args, 'none')
   assert.deepEqual([failed.code, failed.stdout], [1, ''])
   assert.match(failed.stderr, /^Cannot make the switch "桥接" on "none": .*\n$/)

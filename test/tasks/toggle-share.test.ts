@@ -305,6 +305,58 @@ test('takes the one external switch, and asks which where there are more', async
   })
 })
 
+test('pain 18: keeps DNS servers that were set by hand beside DHCP', async () => {
+  await external()
+  await given`Set-DnsClientServerAddress -InterfaceAlias 'vEthernet (桥接)' -ServerAddresses 223.5.5.5, 9.9.9.9`
+  const off = await toggle({ state: 'off' })
+  assert.deepEqual([off.before.network?.dhcp, off.before.network?.dns], [true, [
+    '223.5.5.5',
+    '9.9.9.9',
+  ]])
+  await toggle({ state: 'on' })
+  assert.deepEqual((await toggle({ state: 'status' })).before.network, off.before.network)
+})
+
+test('keeps the host’s settings when taking it off the switch fails half way', async () => {
+  await external()
+  await setFixed()
+  const error = { id: 'OperationFailed', message: 'It is busy' }
+  await host.change((state) => {
+    state.faults = [{ cmdlet: 'Set-VMSwitch', nth: 1, when: 'after', error }]
+  })
+  await assert.rejects(toggle({ state: 'off' }), /busy/)
+  assert.deepEqual((await toggle({ state: 'status' })).before.network, fixed)
+  assert.equal(await saved(), undefined)
+})
+
+test('undo runs under the guard, and is done again where it cuts the host off', async () => {
+  await external()
+  await setFixed()
+  await toggle({ state: 'off' })
+  const on = await toggle({ state: 'on' })
+  const guard = { probe: ['127.0.0.1:9'], revertAfter: 5 }
+  await assert.rejects(
+    undoToggleShare(on, host.ps, guard),
+    /^HostError: Cannot keep the change of the switch "桥接", and took it back: .+127\.0\.0\.1:9/,
+  )
+  assert.deepEqual((await toggle({ state: 'status' })).before.network, fixed)
+  await undoToggleShare(on, host.ps, { guard: true })
+  assert.equal(await hostSide(), null)
+  assert.deepEqual(await saved(), fixed)
+})
+
+test('does without the MAC address where another switch has the name', async () => {
+  await external()
+  await given`
+    Get-VMNetworkAdapter -ManagementOS -Name 桥接 | Remove-VMNetworkAdapter
+    Add-VMNetworkAdapter -ManagementOS -SwitchName 桥接 -Name Host -StaticMacAddress 00155D0A0B0C`
+  const off = await toggle({ state: 'off' })
+  await given`$null = New-VMSwitch -Name 桥接 -SwitchType Private`
+  await undoToggleShare(off, host.ps)
+  const { network } = (await toggle({ state: 'status' })).before
+  assert.deepEqual([network?.mac, network?.name], ['A4C3F0112233', 'Host'])
+})
+
 test('undo is harmless when the switch is gone', async () => {
   await external()
   const off = await toggle({ state: 'off', switch: '桥接' })
