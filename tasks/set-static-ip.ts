@@ -38,6 +38,8 @@ export interface SetStaticIpResult {
     /** The host's adapter asked DHCP for an address. */
     dhcp: boolean
     nat: Nat | null
+    /** The ports that the NAT forwarded, where it was removed. */
+    forwards?: { protocol: string; port: number; guestIp: string; guestPort: number }[]
   }
 }
 
@@ -218,6 +220,10 @@ export async function setStaticIp(
     if ($nat -and -not $ours) { $natAfter = [ordered]@{ name = $natName; prefix = $prefix } }
     if ($nat -eq $false) { $natAfter = $null }
     $before = [ordered]@{ address = $there; dhcp = $dhcp; nat = $natBefore }
+    if ($nat -eq $false -and $ours) {
+      # they go with it
+      $before.forwards = @(Get-NetNatStaticMapping | Where-Object { [string]$_.NatName -eq [string]$ours.Name } | ForEach-Object { [ordered]@{ protocol = [string]$_.Protocol; port = [int]$_.ExternalPort; guestIp = [string]$_.InternalIPAddress; guestPort = [int]$_.InternalPort } })
+    }
     $changed = -not $there -or ($nat -and -not $ours) -or ($nat -eq $false -and $null -ne $ours)
     if ($changed -and -not $dryRun) {
       try {
@@ -250,11 +256,11 @@ export async function setStaticIp(
     }
     $answer = [ordered]@{ changed = [bool]$changed; id = $null; switch = $natName; hostIp = "$address/$length"; interfaceIndex = $index; nat = $natAfter; before = $before }
     if ($vSwitch) { $answer.id = [string]$vSwitch.Id }
-    ConvertTo-Json -Compress -Depth 4 $answer`
+    ConvertTo-Json -Compress -Depth 5 $answer`
   return JSON.parse(stdout) as SetStaticIpResult
 }
 
-/** Puts back what {@link setStaticIp} changed: the NAT first, then the address. */
+/** Puts back what {@link setStaticIp} changed: the NAT first, then the address; a NAT with the ports that it forwarded. */
 export async function undoSetStaticIp(
   result: SetStaticIpResult,
   ps = powershell,
@@ -281,7 +287,12 @@ export async function undoSetStaticIp(
         if ($dhcp) { Set-NetIPInterface -InterfaceIndex $set.InterfaceIndex -AddressFamily IPv4 -Dhcp Enabled }
       }
     }
-    if ($null -ne $removed -and @(Get-NetNat).Count -eq 0) { $null = New-NetNat -Name $removed -InternalIPInterfaceAddressPrefix $prefix }`
+    if ($null -ne $removed -and @(Get-NetNat).Count -eq 0) {
+      $null = New-NetNat -Name $removed -InternalIPInterfaceAddressPrefix $prefix
+      foreach ($one in @($result.before.forwards | Where-Object { $_ })) {
+        $null = Add-NetNatStaticMapping -NatName $removed -Protocol $one.protocol -ExternalIPAddress '0.0.0.0' -ExternalPort ([uint16]$one.port) -InternalIPAddress $one.guestIp -InternalPort ([uint16]$one.guestPort)
+      }
+    }`
 }
 
 /** The parts of a host address with its prefix length. */
@@ -336,4 +347,5 @@ await hostCommand(
     dryRun,
   },
   setStaticIp,
+  undoSetStaticIp,
 )

@@ -1,5 +1,6 @@
 import fs from 'fs-extra'
 import assert from 'node:assert/strict'
+import { join } from 'node:path'
 import { suite } from 'uvu'
 import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
 import { needs } from '../needs.ts'
@@ -126,6 +127,31 @@ test('removes its NAT with nat false, and undo makes it again', async () => {
   assert.deepEqual(await host.state(), before)
 })
 
+test('gives a NAT that it removed its forwards back', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  await setStaticIp({ ...options, nat: true }, host.ps)
+  await given`
+    $null = Add-NetNatStaticMapping -NatName Static-NAT -Protocol TCP -ExternalIPAddress 0.0.0.0 -ExternalPort 2222 -InternalIPAddress 192.168.56.191 -InternalPort 22`
+  const before = await host.state()
+  const result = await setStaticIp({ ...options, nat: false }, host.ps)
+  assert.deepEqual((await host.state()).mappings, [])
+  await undoSetStaticIp(result, host.ps)
+  await undoSetStaticIp(result, host.ps)
+  assert.deepEqual(await host.state(), before)
+})
+
+test('pain 19: makes the NAT again that a restart lost, and takes back that alone', async () => {
+  await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
+  await setStaticIp({ ...options, nat: true }, host.ps)
+  await host.change((state) => state.nats = [])
+  const lost = await host.text()
+  const again = await setStaticIp({ ...options, nat: true }, host.ps)
+  assert.deepEqual([again.changed, again.before.address, again.before.nat], [true, true, null])
+  assert.deepEqual(again.nat, { name: 'Static-NAT', prefix: '192.168.56.0/24' })
+  await undoSetStaticIp(again, host.ps)
+  assert.deepEqual(await host.state(), JSON.parse(lost))
+})
+
 test('leaves the NAT as it is when not told', async () => {
   await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal; $null = New-NetNat -Name other -InternalIPInterfaceAddressPrefix 172.30.0.0/16`
   const result = await setStaticIp(options, host.ps)
@@ -170,7 +196,7 @@ test('takes the address away again when another computer has it', async () => {
   assert.deepEqual(after, before)
 })
 
-test('takes the address away again when Windows refuses the NAT', async () => {
+test('pain 19: takes the address away again when Windows refuses the NAT (87)', async () => {
   await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
   const error = { id: 'Windows System Error 87', message: 'Falscher Parameter.' }
   await host.change((state) => state.faults = [{ cmdlet: 'New-NetNat', error }])
@@ -234,7 +260,7 @@ const refusals: [
     /^Cannot give .*: 2 switches have that name: [\da-f-]{36}, [\da-f-]{36}\. Run: Get-VMSwitch -Id /,
   ],
   [
-    'the Default Switch',
+    'pain 20: the Default Switch',
     '',
     { switch: 'default switch' },
     'Cannot give the host 192.168.56.1/24 on the switch "default switch": it is the Default Switch, ' +
@@ -264,7 +290,7 @@ const refusals: [
   ],
 ]
 for (const [what, prepare, more, message] of refusals) {
-  test(`refuses ${what}`, async () => {
+  test(what.startsWith('pain') ? what.replace(': ', ': refuses ') : `refuses ${what}`, async () => {
     if (prepare) {
       await given`
         $script = ${prepare}
@@ -400,7 +426,7 @@ test('waits until Windows has made sure that no other computer has the address',
 })
 
 for (const [number, cmdlet] of [[5010, 'New-NetIPAddress'], [5010, 'New-NetNat']] as const) {
-  test(`says what error ${number} of ${cmdlet} means, in any language, and puts back`, async () => {
+  test(`pain 19: says what error ${number} of ${cmdlet} means, in any language, and puts back`, async () => {
     await given`$null = New-VMSwitch -Name Static-NAT -SwitchType Internal`
     const error = { id: `Windows System Error ${number}`, message: '对象已存在。' }
     await host.change((state) => state.faults = [{ cmdlet, error }])
@@ -451,6 +477,11 @@ test('runs from the command line', async () => {
   const done = await runTask(host, 'set-static-ip', ...args, 'Static-NAT')
   assert.deepEqual([done.code, done.stderr], [0, ''])
   assert.equal(JSON.parse(done.stdout).nat.name, 'Static-NAT')
+  const answer = join(host.dir, 'answer.json')
+  await fs.writeFile(answer, done.stdout)
+  const undone = await runTask(host, 'set-static-ip', '--undo', answer)
+  assert.deepEqual([undone.code, undone.stderr, JSON.parse(undone.stdout).undone], [0, '', true])
+  assert.equal((await addresses()).includes('vEthernet (Static-NAT) 192.168.56.1/24'), false)
   const failed = await runTask(host, 'set-static-ip', ...args, hostile)
   assert.deepEqual([failed.code, failed.stdout], [1, ''])
   assert.match(failed.stderr, /^Cannot give the host .* there is no such switch\. Run: .*\n$/)
