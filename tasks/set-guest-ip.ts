@@ -160,12 +160,32 @@ export async function setGuestIp(
         if (([string]$one.InstanceID).EndsWith($part, 'OrdinalIgnoreCase')) { $one }
       }
     }
+    function neighbors { ipv4 @(Get-NetNeighbor | Where-Object { $_.InterfaceIndex -in $cards -and ([string]$_.LinkLayerAddress -replace '-') -eq $mac -and [string]$_.State -notin 'Unreachable', 'Incomplete' } | ForEach-Object { $_.IPAddress }) }
+    # the host learns the MAC address of whom it sends something to: the address that is wanted, or all of the network
+    function call {
+      $sent = $false
+      foreach ($own in $hosts) {
+        $all = @()
+        if ($address) { $all = @($address) }
+        elseif ($own.PrefixLength -ge 22) {
+          $start = networkOf $own.IPAddress $own.PrefixLength
+          $all = @(1..([Math]::Pow(2, 32 - $own.PrefixLength) - 2) | ForEach-Object { $number = $start + $_; @(16777216, 65536, 256, 1 | ForEach-Object { [Math]::Floor($number / $_) % 256 }) -join '.' })
+        }
+        try { $client = New-Object Net.Sockets.UdpClient (New-Object Net.IPEndPoint ([Net.IPAddress]$own.IPAddress), 0) } catch { Write-Verbose $_; continue }
+        foreach ($one in $all) { try { $null = $client.Send([byte[]]@(0), 1, $one, 9); $sent = $true } catch { Write-Verbose $_ } }
+        $client.Dispose()
+      }
+      $sent
+    }
     function look {
       $settings = settings
       $given = @(ipv4 $settings.IPAddresses)
       if ($given.Count -eq 0) { $given = @(ipv4 (Get-VMNetworkAdapter -VM $vm | Where-Object { [string]$_.Id -eq [string]$adapter.Id }).IPAddresses) }
       if ($given.Count -gt 0) { return @{ by = 'integration services'; addresses = $given; settings = $settings } }
-      $heard = @(ipv4 @(Get-NetNeighbor | Where-Object { $_.InterfaceIndex -in $cards -and ([string]$_.LinkLayerAddress -replace '-') -eq $mac -and [string]$_.State -notin 'Unreachable', 'Incomplete' } | ForEach-Object { $_.IPAddress }))
+      $heard = @(neighbors)
+      if ($heard.Count -eq 0 -and $state -eq 'Running' -and (call)) {
+        for ($wait = 0; $wait -lt 4 -and ($heard = @(neighbors)).Count -eq 0; $wait++) { Start-Sleep -Milliseconds 250 }
+      }
       @{ by = $(if ($heard.Count -gt 0) { 'arp' }); addresses = $heard; settings = $settings }
     }
     function has($seen) { $seen.addresses -contains $address }
@@ -664,4 +684,5 @@ await hostCommand(
     const account = await readCredential({ user, credential })
     return await setGuestIp({ ...options, ...(account && { credential: account }) }, ps)
   },
+  undoSetGuestIp,
 )

@@ -266,6 +266,39 @@ test('pain 16: prints commands when the guest says nothing, then sees it by ARP'
   equal((await setGuestIp({ vm: 'web', pin: true }, host.ps)).guestIp, '192.168.56.191/24')
 })
 
+test('pain 16: asks the whole network for a guest that says nothing, and fixes what answers', async () => {
+  await guests((guest) => guest.integration = false)
+  const { ifIndex } = (await host.state()).addresses.find((one: { address: string }) =>
+    one.address === '192.168.56.1'
+  )
+  const { mac } = (await host.state()).vms[0].nics[0]
+  // sockets are not simulated: the guest hears what is sent to its address, and Windows notes its answer
+  await host.ps`
+    $guest = ${JSON.stringify({ address: '192.168.56.254', ifIndex, mac })}
+    $global:guest = ConvertFrom-Json $guest
+    function global:New-Object {
+      param([Parameter(Position = 0)][string]$TypeName, [Parameter(Position = 1)][object[]]$ArgumentList)
+      if ($TypeName -ne 'Net.Sockets.UdpClient') { return Microsoft.PowerShell.Utility\\New-Object $TypeName $ArgumentList }
+      if ([string]$ArgumentList[0] -ne '192.168.56.1:0') { throw "No address $ArgumentList is the host's" }
+      [pscustomobject]@{} | Add-Member -PassThru ScriptMethod Dispose { } | Add-Member -PassThru ScriptMethod Send {
+        if ($args[2] -ne $global:guest.address) { return 1 }
+        $state = [IO.File]::ReadAllText($env:SIMULATED_HOST) | ConvertFrom-Json
+        $state.neighbors = @($state.neighbors | Where-Object { $_ }) + $global:guest
+        [IO.File]::WriteAllText($env:SIMULATED_HOST, (ConvertTo-Json -InputObject $state -Depth 20))
+        1
+      }
+    }`
+  try {
+    const seen = await setGuestIp({ vm: 'web', pin: true, timeout: 0 }, host.ps)
+    deepEqual([seen.guestIp, seen.seenBy], ['192.168.56.254/24', 'arp'])
+    await host.change((state) => state.neighbors = [])
+    const wanted = { vm: 'web', guestIp: '192.168.56.254', timeout: 0 }
+    deepEqual((await setGuestIp(wanted, host.ps)).seenBy, 'arp')
+  } finally {
+    await host.ps`Remove-Item Function:/New-Object`
+  }
+})
+
 test('reads the account from Windows’ Credential Manager', async () => {
   // the library of Windows that holds it is not here
   await host.ps`
