@@ -71,7 +71,8 @@ export interface AttachAdapterResult extends AdapterSettings {
  * A MAC address changes only while the VM is off, and an adapter is added to a running VM only in
  * generation 2 (learn.microsoft.com/windows-server/virtualization/hyper-v/plan; assumptions for the
  * exact states). An address that another VM's adapter or the host has is refused, for two of them on
- * one network take each other's frames.
+ * one network take each other's frames; and so is one that the source VM has while it runs: the host hears it
+ * on the switch's network, or its VirtualBox bridges it, which is looked at for an external switch.
  */
 export async function attachAdapter(
   options: AttachAdapterOptions,
@@ -187,6 +188,28 @@ export async function attachAdapter(
       }
       if (@($adapters | Where-Object { -not $_.IsLegacy }).Count -ge 8) {
         throw "$cannot the VM has 8 adapters, and Hyper-V takes no more. Run: Get-VMNetworkAdapter -VMName '$typed', and Remove-VMNetworkAdapter for one it can spare"
+      }
+    }
+
+    # the VM that this one comes from has the same address, and two of them on one network take each other's frames
+    $on = if ($switch) { $switch } elseif ($adapter.SwitchName) { Get-VMSwitch | Where-Object { [string]$_.Id -eq [string]$adapter.SwitchId } }
+    if ($null -ne $mac -and $on -and ($connect -or $readdress)) {
+      $devices = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { [string]$_.SwitchId -eq [string]$on.Id } | ForEach-Object { [string]$_.DeviceId })
+      $cards = @(Get-NetAdapter | Where-Object { [string]$_.DeviceID -in $devices } | ForEach-Object { $_.InterfaceIndex })
+      $heard = @(Get-NetNeighbor | Where-Object { $_.InterfaceIndex -in $cards -and ([string]$_.LinkLayerAddress -replace '-') -eq $mac -and [string]$_.State -eq 'Reachable' } | ForEach-Object { [string]$_.IPAddress })
+      if ($heard.Count -gt 0) { throw "$cannot a computer with the MAC address $mac answers at $($heard[0]) on the network of ""$($on.Name)"", the VM perhaps that this one comes from. Shut that down, and run again after a minute" }
+      $box = ''
+      if ($env:VBOX_MSI_INSTALL_PATH) { $box = [IO.Path]::Combine($env:VBOX_MSI_INSTALL_PATH, 'VBoxManage.exe') }
+      if ($box -and [string]$on.SwitchType -eq 'External' -and [IO.File]::Exists($box)) {
+        foreach ($line in @(& $box list runningvms)) {
+          if ($line -notmatch '[{]([0-9a-f-]{36})[}] *$') { continue }
+          $one = $Matches[1]
+          # for programs, as other words are translated
+          $told = @(& $box showvminfo $one --machinereadable)
+          foreach ($slot in @($told | ForEach-Object { if ($_ -match '^macaddress([0-9]+)="([0-9A-Fa-f]{12})" *$' -and $Matches[2] -eq $mac) { $Matches[1] } })) {
+            if (@($told -match "^nic$slot=.bridged").Count -gt 0) { throw "$cannot VirtualBox runs a VM with the MAC address $mac, bridged to a network. Run, and this again when it is off: VBoxManage controlvm $one acpipowerbutton" }
+          }
+        }
       }
     }
 
@@ -340,4 +363,5 @@ await hostCommand(
     dryRun,
   },
   attachAdapter,
+  undoAttachAdapter,
 )

@@ -1,4 +1,6 @@
+import fs from 'fs-extra'
 import { deepEqual, equal, match, rejects } from 'node:assert/strict'
+import { join } from 'node:path'
 import { suite } from 'uvu'
 import { attachAdapter, undoAttachAdapter } from '../../tasks/attach-adapter.ts'
 import { needs } from '../needs.ts'
@@ -189,6 +191,51 @@ test('refuses an address that another adapter has', async ({ host }) => {
       `Cannot attach the adapter "lan" to "web": the host has the MAC address ${mac} already. ` +
       `Run: Get-VMNetworkAdapter -All | Where-Object MacAddress -EQ ${mac}`,
   })
+})
+
+test('refuses the address while the VM that it comes from runs on the same network', async ({ host }) => {
+  await make(host, 'db')
+  const { stdout } = await host.ps`
+    $null = New-VMSwitch -Name lan -NetAdapterName Ethernet
+    [string](Get-NetAdapter | Where-Object Name -eq 'vEthernet (lan)').InterfaceIndex`
+  const mac = '080027AABBCC'
+  const options = { vm: 'web', switch: 'lan', mac }
+  await host.change((state) =>
+    state.neighbors.push({ address: '192.168.77.9', ifIndex: Number(stdout), mac })
+  )
+  const text = await host.text()
+  await rejects(attachAdapter(options, host.ps), {
+    message: `Cannot attach the adapter "lan" to "web": a computer with the MAC address ${mac} ` +
+      'answers at 192.168.77.9 on the network of "lan", the VM perhaps that this one comes from. ' +
+      'Shut that down, and run again after a minute',
+  })
+  equal(await host.text(), text)
+  equal((await attachAdapter({ ...options, vm: 'db', switch: 'Other' }, host.ps)).changed, true)
+  await host.change((state) => Object.assign(state, JSON.parse(text), { neighbors: [] }))
+
+  // one that the host has not heard of, which this host's VirtualBox runs
+  const id = '5a1f3c2e-0b64-4d7e-9a52-3f1c0e8d7b61'
+  const box = join(host.dir, 'VirtualBox')
+  const says = async (attachment: string) => {
+    const text = `#!/bin/sh\nif [ "$1" = list ]; then echo '"Bob’s {x}" {${id}}'; exit; fi\n` +
+      `[ "$2" = ${id} ] && printf 'name="x"\\nnic2="${attachment}"\\nmacaddress2="${mac}"\\n'\n`
+    await fs.outputFile(join(box, 'VBoxManage.exe'), text, { mode: 0o755 })
+  }
+  await host.ps`
+    $box = ${box}
+    $env:VBOX_MSI_INSTALL_PATH = $box`
+  try {
+    await says('bridged')
+    await rejects(attachAdapter(options, host.ps), {
+      message: `Cannot attach the adapter "lan" to "web": VirtualBox runs a VM with the MAC ` +
+        `address ${mac}, bridged to a network. Run, and this again when it is off: ` +
+        `VBoxManage controlvm ${id} acpipowerbutton`,
+    })
+    await says('nat')
+    equal((await attachAdapter(options, host.ps)).changed, true)
+  } finally {
+    await host.ps`$env:VBOX_MSI_INSTALL_PATH = $null`
+  }
 })
 
 test('refuses what is not there, and what is there twice', async ({ host }) => {
