@@ -85,7 +85,8 @@ export async function readNetwork(ps = powershell): Promise<Network> {
         }
       })
       ports = $ports
-      nats = @(Get-NetNat | ForEach-Object { [ordered]@{ name = [string]$_.Name; prefix = [string]$_.InternalIPInterfaceAddressPrefix } })
+      # of a module that came with Windows 10 1607
+      nats = @(@(if (Get-Command -Name Get-NetNat -ErrorAction Ignore) { Get-NetNat }) | ForEach-Object { [ordered]@{ name = [string]$_.Name; prefix = [string]$_.InternalIPInterfaceAddressPrefix } })
     })`
   const read = JSON.parse(stdout) as Network & { bridges: { description: string; mac: string }[] }
   const { bridges, ...network } = read

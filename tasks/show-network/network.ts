@@ -160,9 +160,18 @@ export function conflictsOf(
     })
   }
 
+  for (const [, list] of groups(switches, ({ name }) => name.toLowerCase())) {
+    const [first] = list
+    conflicts.push({
+      text:
+        `${list.length} switches are named "${first?.name}", so that a name does not tell them ` +
+        `apart. Run: Get-VMSwitch -Id ${first?.id} | Rename-VMSwitch -NewName`,
+      about: list.map(keyOf.switch),
+    })
+  }
   for (const one of switches) {
     const around = own.filter((port) => port.switch === one.id)
-    if (one.type === 'Internal' && !one.isDefault) {
+    if (one.type === 'Internal') {
       const networks = around.flatMap(({ addresses }) => addresses).filter((at) =>
         isIpv4(at.address)
       )
@@ -175,7 +184,10 @@ export function conflictsOf(
         conflicts.push({
           text: `${label(port)} has ${strange.address}, and the host has ` +
             `${networks.map(cidr).join(', ')} on the switch "${one.name}": the two do not meet. ` +
-            'Give the guest an address of that network',
+            (one.isDefault
+              ? 'Windows changes that network at every start, so a fixed address is for a switch of ' +
+                'your own. Run: npx zx tasks/create-switch.ts --type internal --switch NAME'
+              : 'Give the guest an address of that network'),
           about: [keyOf.port(port), keyOf.switch(one)],
         })
       }

@@ -136,6 +136,22 @@ drawing('finds a guest whose address is not of its switch’s network', () => {
   )
 })
 
+drawing('pain 20: finds a guest that the Default Switch’s network has left behind', () => {
+  const found = after((all) => {
+    only(all.switches, 1).isDefault = true
+    only(only(all.ports, 2).addresses).address = '192.168.57.9'
+  })
+  match(
+    found.join('\n'),
+    /has 192\.168\.57\.9, and .+ Windows changes that network at every start, .+ --type internal/,
+  )
+})
+
+drawing('finds two switches of one name', () => {
+  const found = after(({ switches }) => switches.push({ ...only(switches, 1), id: 'other' }))
+  match(found.join('\n'), /^2 switches are named "Static-NAT", .+ Get-VMSwitch -Id inner \|/)
+})
+
 drawing('finds switches whose adapter is gone or not connected', () => {
   match(
     after(({ adapters }) => only(adapters).status = 'Disconnected').join('\n'),
@@ -237,6 +253,15 @@ test('reads adapters, switches, who is on them, addresses and NATs', async ({ ho
   equal(ports.find(({ vm }) => vm?.name === 'alone')?.switch, null)
   deepEqual(nats, [{ name: 'Static-NAT', prefix: '192.168.56.0/24' }])
   deepEqual(conflicts, [])
+})
+
+test('reads a Windows without NAT', async () => {
+  const old = await simulatedHost('laptop', { without: ['NetNat'] })
+  try {
+    deepEqual((await readNetwork(old.ps)).nats, [])
+  } finally {
+    await old.close()
+  }
 })
 
 test('reads a host that has no way out', async ({ host }) => {
