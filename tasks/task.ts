@@ -340,11 +340,25 @@ export function literal(value: Value): string {
   const unsafe =
     // deno-lint-ignore no-control-regex
     /([\u0000-\u001f\u007f\u0085\u2028\u2029]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff])/
-  const parts = value.split(unsafe).map((part, index) =>
-    index % 2 ? `[char]${part.charCodeAt(0)}` : `'${part.replace(/['\u2018-\u201b]/g, '$&$&')}'`
+  const quoted = (text: string) => `'${text.replace(/['\u2018-\u201b]/g, '$&$&')}'`
+  const parts = value.split(unsafe)
+  if (parts.length <= MANY) {
+    const words = parts.map((part, index) =>
+      index % 2 ? `[char]${part.charCodeAt(0)}` : quoted(part)
+    )
+    return words.length === 1 ? `${words[0]}` : `(${words.join(' + ')})`
+  }
+  // PowerShell finds out anew for each plus what to do, some seconds for a text of a thousand lines
+  const characters = [...new Set(parts.filter((_, index) => index % 2))]
+  const format = parts.map((part, index) =>
+    index % 2 ? `{${characters.indexOf(part)}}` : part.replace(/[{}]/g, '$&$&')
   )
-  return parts.length === 1 ? `${parts[0]}` : `(${parts.join(' + ')})`
+  const codes = characters.map((character) => `[char]${character.charCodeAt(0)}`)
+  return `(${quoted(format.join(''))} -f ${codes.join(', ')})`
 }
+
+/** Parts of a text, of which every other is a character by its code, that are put together by plus. */
+const MANY = 16
 
 /** The password that `--credential` names, and the user where the Credential Manager has one. */
 export interface Credential {

@@ -48,6 +48,13 @@ writing('writes booleans, numbers, arrays and nothing as values of their type', 
   equal(literal([['a']]), `@(, @('a'))`)
 })
 
+writing('writes a text of many lines in one piece, whatever is in it', () => {
+  const text = "it's {0}\n".repeat(20)
+  equal(literal(text), `('${"it''s {{0}}{0}".repeat(20)}' -f [char]10)`)
+  equal(literal(`${text}\0`), `('${"it''s {{0}}{0}".repeat(20)}{1}' -f [char]10, [char]0)`)
+  equal(literal('a\nb'), `('a' + [char]10 + 'b')`)
+})
+
 writing('refuses a number that is none', () => {
   throws(() => literal(Number.NaN), { message: 'Cannot write NaN in PowerShell' })
 })

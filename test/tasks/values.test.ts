@@ -22,6 +22,7 @@ const PIECES = [
     '`u{41}',
     '%PATH%',
   ],
+  ...['{0}', '{{', '}', '\n{1:x}\n\0\n'],
   ...['’; exit 1 #', "''", '""', '\\"', '--', '-Verbose', '-EncodedCommand', '--%', '<#', '#>'],
   ...[
     '[a*]',
@@ -41,7 +42,7 @@ const PIECES = [
 let seed = 20261123
 const below = (limit: number) => (seed = (seed * 48271) % 2147483647) % limit
 const some = <T>(most: number, make: () => T): T[] => Array.from({ length: below(most + 1) }, make)
-const text = () => some(8, () => PIECES[below(PIECES.length)]).join('')
+const text = () => some([8, 8, 40][below(3)] as number, () => PIECES[below(PIECES.length)]).join('')
 const number = () =>
   [below(1000), 0 - below(1000), below(2 ** 31) * 4_000_000, below(1e6) / 1024][below(4)] as number
 
