@@ -23,7 +23,7 @@ export type { Finding } from './run/doctor-findings.ts'
 export interface DoctorOptions {
   /** VMs of VirtualBox by name, or files, each a VM of its own. @default all VMs of VirtualBox */
   vm?: readonly string[] | undefined
-  /** `local`, or `ssh://[user@]host[:port]`. @default local */
+  /** `local`, `ssh://[user@]host[:port]`, or `bundle:DIR`, which has no host to ask. @default local */
   host?: string | undefined
   /** The host's folder for disks. @default the host's own for virtual hard disks */
   storage?: string | undefined
@@ -64,13 +64,15 @@ async function examine(
   { vm: named = [], host: where = 'local', storage: wanted, state }: DoctorOptions,
   { open = openHost }: DoctorTools,
 ): Promise<Answer> {
-  if (where !== 'local') parseHost(where)
-  const remote = where !== 'local'
+  const bundle = /^bundle:./.test(where)
+  const remote = where !== 'local' && !bundle
+  if (remote) parseHost(where)
   const storage = remote || wanted === undefined ? wanted : await localFolder(wanted)
-  const host = open(where)
+  const host = bundle ? undefined : open(where)
   try {
-    const asked = await ask(host, storage)
-    const to = asked.check?.hyperV && asked.check.host.diskFolder ? where : 'bundle'
+    const asked = host ? await ask(host, storage) : NOTHING
+    const there = bundle || (asked.check?.hyperV && asked.check.host.diskFolder)
+    const to = there ? where : 'bundle'
     const vms = await examineVms(named, (source) => rehearse(source, { to, storage, state }, host))
     const examined = { ...asked, vms: vms.found, storage, remote, named: named.length > 0 }
     const known = [...ownNames(), ...namesOn(asked), ...vms.known]
@@ -79,15 +81,17 @@ async function examine(
       known.push({ kind: 'Host', value: where }, { kind: 'Host', value: name })
       known.push({ kind: 'User', value: user })
     }
-    if (storage !== undefined) known.push({ kind: 'Path', value: storage })
-    const found = findings(examined, known)
+    const folder = bundle ? where.slice('bundle:'.length) : storage
+    if (folder !== undefined) known.push({ kind: 'Path', value: folder })
+    // whatever the host is that it is carried to, it is asked there: Deploy.ps1 -DryRun
+    const found = findings(examined, known).filter(({ group }) => !bundle || group === 'vms')
     return {
       ready: found.every(({ level }) => level !== 'problem'),
       crawls: crawls(examined),
       findings: found,
     }
   } finally {
-    await host.close()
+    await host?.close()
   }
 }
 
@@ -98,8 +102,10 @@ interface Asked {
   silence: string
 }
 
+const NOTHING: Asked = { facts: null, check: null, network: null, silence: '' }
+
 async function ask({ ps }: Host, storage: string | undefined): Promise<Asked> {
-  const asked: Asked = { facts: null, check: null, network: null, silence: '' }
+  const asked = { ...NOTHING }
   const message = (error: unknown) => error instanceof Error ? error.message : String(error)
   try {
     asked.facts = await readHost(storage, ps)
@@ -151,7 +157,7 @@ async function examineVms(
 async function rehearse(
   source: string,
   { to, storage, state }: { to: string; storage: string | undefined; state: string | undefined },
-  host: Host,
+  host: Host | undefined,
 ): Promise<Rehearsal> {
   // it is never made, and only its volume is looked at
   const dir = join(tmpdir(), `doctor-${randomUUID()}`)
@@ -165,7 +171,7 @@ async function rehearse(
       },
       agree: () => Promise.resolve(false),
       // the host is asked about the next VM, too
-      host: () => ({ ...host, close: () => Promise.resolve() }),
+      host: () => ({ ...host as Host, close: () => Promise.resolve() }),
     })
   } catch (error) {
     if (refusals.length === 0) {
@@ -270,7 +276,8 @@ const options: Record<string, Option> = {
   },
   host: {
     type: 'string',
-    describe: 'local, or ssh://[user@]host[:port] [default: local]',
+    alias: 'to',
+    describe: 'local, ssh://[user@]host[:port], or bundle:DIR [default: local]',
   },
   storage: { type: 'string', describe: 'The host’s folder for disks' },
   report: {

@@ -457,6 +457,7 @@ await hostCommand(
     tunnels: { type: 'string', describe: 'A file of tunnels, as open-tunnel takes it' },
     folder: { type: 'string', describe: 'Where is kept what was there before' },
     log: { type: 'string', describe: 'schedule: the file that gets a line a run' },
+    host: { alias: 'to' },
     ...guardOptions,
     dryRun,
   },

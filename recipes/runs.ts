@@ -9,6 +9,8 @@ import { textScreen } from './run/screen.ts'
 export interface RunsOptions {
   /** A run by its name, or `last`. @default all */
   run?: string | undefined
+  /** Only those to `local`, `ssh://[user@]host[:port]` or `bundle:DIR`. @default all */
+  to?: string | undefined
   /** The folder for journals. @default the user's data folder */
   state?: string | undefined
 }
@@ -39,9 +41,9 @@ export interface RunDescription {
 
 /** The runs of a state folder, oldest first. */
 export async function runs(
-  { run, state = stateFolder }: RunsOptions = {},
+  { run, to, state = stateFolder }: RunsOptions = {},
 ): Promise<RunDescription[]> {
-  const journals = await readJournals(state)
+  const journals = await readJournals(state, to)
   if (run === undefined) return journals.map(describe)
   const found = run === 'last' ? journals.at(-1) : journals.find((journal) => journal.run === run)
   if (found) return [describe(found)]
@@ -49,7 +51,7 @@ export async function runs(
     `Cannot show the run "${run}": ` +
       (journals.length
         ? `the runs are ${journals.map((journal) => journal.run).join(', ')}`
-        : `no run is in "${state}"`),
+        : `no run${to === undefined ? '' : ` to ${to}`} is in "${state}"`),
   )
 }
 
@@ -128,6 +130,7 @@ const options: Record<string, Option> = {
     describe: 'A run by its name, or last [default: a list of all]',
     example: 'last',
   },
+  to: { type: 'string', describe: 'Only runs to local, ssh://[user@]host[:port] or bundle:DIR' },
   state: { type: 'string', describe: 'Folder for the journals of runs' },
   json: { type: 'boolean', describe: 'JSON on standard output, for programs' },
 }
@@ -144,7 +147,9 @@ if (given) {
     const found = await runs(wanted)
     if (json) console.log(JSON.stringify(found))
     else {
-      const none = `No run is in "${wanted.state ?? stateFolder}" yet.`
+      const none = `No run${wanted.to === undefined ? '' : ` to ${wanted.to}`} is in "${
+        wanted.state ?? stateFolder
+      }" yet.`
       const text = wanted.run !== undefined ? found.map(page) : found.map(line)
       screen({ event: 'note', text: text.join('\n') || none })
     }

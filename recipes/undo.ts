@@ -20,6 +20,8 @@ import { powershellFor, takeBack } from './run/steps.ts'
 export interface UndoOptions extends GuardOptions {
   /** A run by its name, or `last`: the newest that changed something and is not taken back. @default last */
   run?: string | undefined
+  /** Of the runs to `local`, `ssh://[user@]host[:port]` or `bundle:DIR` alone. @default all */
+  to?: string | undefined
   /** The folder for journals. @default the user's data folder */
   state?: string | undefined
   /** @default false */
@@ -42,10 +44,10 @@ export interface UndoTools {
  * the host off is taken back under the guard (see tasks/guard.ts).
  */
 export async function undo(
-  { run = 'last', state = stateFolder, dryRun = false, ...guard }: UndoOptions,
+  { run = 'last', to, state = stateFolder, dryRun = false, ...guard }: UndoOptions,
   { screen, live = false, agree, host: open = openHost }: UndoTools,
 ): Promise<'done' | 'same' | 'dry-run' | 'declined'> {
-  const journal = choose(await readJournals(state), run, state)
+  const journal = choose(await readJournals(state, to), run, state, to)
   const { plan } = journal
   const steps = toTakeBack(journal)
   screen({ event: 'note', text: describe(journal, steps) })
@@ -135,7 +137,7 @@ function isFile({ task }: Step): boolean {
   return task === 'convert-disk' || task === 'send-disk'
 }
 
-function choose(journals: Journal[], run: string, state: string): Journal {
+function choose(journals: Journal[], run: string, state: string, to?: string): Journal {
   const found = run === 'last'
     ? journals.findLast(({ done, unfinished, outcome }) =>
       outcome !== 'undone' && (unfinished.length > 0 || done.some(({ result }) => result.changed))
@@ -145,7 +147,9 @@ function choose(journals: Journal[], run: string, state: string): Journal {
   const runs = journals.map(({ run, outcome }) => `${run} (${outcome ?? 'not ended'})`)
   throw new Error(
     `Cannot take back ${run === 'last' ? 'the last run' : `the run "${run}"`}: ` +
-      (runs.length ? `the runs are ${runs.join(', ')}` : `no run is in "${state}"`),
+      (runs.length
+        ? `the runs${to === undefined ? '' : ` to ${to}`} are ${runs.join(', ')}`
+        : `no run${to === undefined ? '' : ` to ${to}`} is in "${state}"`),
   )
 }
 
@@ -175,6 +179,10 @@ const options: Record<string, Option> = {
     default: 'last',
     describe: 'A run by its name, or last',
     example: 'last',
+  },
+  to: {
+    type: 'string',
+    describe: 'Of the runs to local, ssh://[user@]host[:port] or bundle:DIR [default: all]',
   },
   state: { type: 'string', describe: 'Folder for the journals of runs' },
   ...guardOptions,

@@ -520,7 +520,7 @@ export async function hostCommand<T extends object>(
     {
       ...(undoes ? optional(options) : options),
       ...(takeBack && { undo }),
-      host,
+      host: { ...host, ...options.host },
     },
   )
   if (all === undefined) return

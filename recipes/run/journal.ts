@@ -4,8 +4,8 @@
  */
 import envPaths from 'env-paths'
 import fs from 'fs-extra'
-import { join } from 'node:path'
-import type { Plan, StepResult } from './plan.ts'
+import { join, resolve } from 'node:path'
+import { type Plan, type StepResult, targetOf } from './plan.ts'
 import type { SourceFile } from './source.ts'
 
 /** One line of a journal. Times are ISO 8601, UTC. */
@@ -78,15 +78,21 @@ export async function beginJournal(state: string, plan: Plan): Promise<Journal> 
   return await readJournal(file) as Journal
 }
 
-/** All journals of a state folder, oldest first. */
-export async function readJournals(state: string): Promise<Journal[]> {
+/**
+ * All journals of a state folder, oldest first.
+ * @param to only of runs that went there
+ */
+export async function readJournals(state: string, to?: string): Promise<Journal[]> {
   const folder = join(state, 'runs')
   const names = await fs.pathExists(folder) ? await fs.readdir(folder) : []
   const journals = await Promise.all(
     names.filter((name) => name.endsWith('.jsonl')).map((name) => readJournal(join(folder, name))),
   )
   // names tell seconds only
+  const place = (to: string) =>
+    to.startsWith('bundle:') ? resolve(to.slice(7)) : to.replace(/\/$/, '')
   return journals.filter((journal) => journal !== undefined)
+    .filter(({ plan }) => to === undefined || place(targetOf(plan)) === place(to))
     .sort((one, other) => one.began < other.began ? -1 : 1)
 }
 

@@ -384,6 +384,32 @@ alone('says what it can of a VM, and that the host could not be asked', async ({
   deepEqual((await fs.readdir(dir)).sort(), ['Demo BIOS', 'Demo BIOS.ova'])
 })
 
+alone(
+  'asks no host about a bundle, only whether its VM and its folder will do',
+  async ({ dir }) => {
+    const { ova } = await demo('bios', dir)
+    const env = { ...process.env, POWERSHELL: join(dir, 'no-powershell'), FORCE_COLOR: '0' }
+    const bundle = join(dir, 'bundle')
+    const run = () =>
+      runTask({ dir, env }, '../recipes/doctor', ova, '--json', `--to=bundle:${bundle}`)
+    const fits = await run()
+    equal(fits.code, 0, fits.stderr)
+    deepEqual(levels(JSON.parse(fits.stdout)), { 'vm-1': 'ok' })
+    equal(await fs.pathExists(bundle), false)
+    await fs.outputFile(join(bundle, 'of another'), '')
+    const refused = await run()
+    equal(refused.code, 1)
+    match(
+      finding(JSON.parse(refused.stdout), 'vm-1').title,
+      /the folder holds something else|cannot be moved/,
+    )
+    const report = join(dir, 'report.md')
+    await doctor({ vm: [ova], host: `bundle:${bundle}`, report })
+    const written = await fs.readFile(report, 'utf8')
+    ok(!written.includes(bundle), written)
+  },
+)
+
 alone('keeps private what ssh says of machines in between', async ({ dir }) => {
   const message = 'kex_exchange: closed by bastionsecret port 22'
   const open = () => ({

@@ -8,6 +8,7 @@ import { demo } from '../../fixtures/demo.ts'
 import { migrate } from '../../recipes/migrate.ts'
 import { beginJournal, record } from '../../recipes/run/journal.ts'
 import type { Plan } from '../../recipes/run/plan.ts'
+import type { RunEvent } from '../../recipes/run/screen.ts'
 import { runs } from '../../recipes/runs.ts'
 import { undo } from '../../recipes/undo.ts'
 import { runTask } from '../run-task.ts'
@@ -25,14 +26,14 @@ const show = (dir: string, ...args: string[]) =>
 const screen = () => {}
 
 /** A run of two steps, which a test lets come to some end. */
-const begin = (state: string) => {
+const begin = (state: string, target: object = { kind: 'local' }) => {
   const steps = ['one', 'two'].map((id) => ({ id, title: `Do ${id}`, where: 'host' }))
   const plan = {
-    key: 'a',
+    key: JSON.stringify(target),
     slug: 'Bob’s web',
     name: 'Bob’s "web"',
     steps,
-    target: { kind: 'local' },
+    target,
   }
   return beginJournal(state, plan as unknown as Plan)
 }
@@ -66,6 +67,35 @@ listing('tells what was begun from what is to do, and how to go on', async ({ st
     /Bob’s-web: stopped\n.+\n\n changed {2}Do one\n to do {4}Do two\n\nGo on with it by the same command/,
   )
   match(stdout, /\n {2}npx zx recipes\/undo\.ts \S+-Bob’s-web\n/)
+})
+
+listing('shows and takes back those to one place, when that is named', async ({ state, dir }) => {
+  const url = 'ssh://admin@hyperv.lan'
+  const far = await begin(state, { kind: 'ssh', url, folder: 'D:\\', stage: join(dir, 'stage') })
+  const here = await begin(state)
+  const bundle = join(dir, 'bundle')
+  const carried = await begin(state, { kind: 'bundle', dir: bundle })
+  const one = { entry: 'done', step: 'one', result: { changed: true } } as const
+  for (const { file } of [far, here, carried]) await record(file, one)
+  const names = async (to: string) => (await runs({ state, to })).map(({ run }) => run)
+  deepEqual(await names(url), [far.run])
+  deepEqual(await names('local'), [here.run])
+  deepEqual(await names(`bundle:${bundle}/`), [carried.run])
+  const said: string[] = []
+  const hear = (event: RunEvent) => event.event === 'note' && said.push(event.text)
+  await undo({ state, to: url, dryRun: true }, { screen: hear })
+  match(said.join(), new RegExp(`^Take back the run ${far.run}\n`))
+  await rejects(undo({ state, to: 'ssh://other' }, { screen }), {
+    message: `Cannot take back the last run: no run to ssh://other is in "${state}"`,
+  })
+  await rejects(undo({ state, run: here.run, to: url }, { screen }), {
+    message:
+      `Cannot take back the run "${here.run}": the runs to ${url} are ${far.run} (not ended)`,
+  })
+  match(
+    (await show(dir, '--to', 'ssh://other')).stdout,
+    /^No run to ssh:\/\/other is in ".+" yet\.\n$/,
+  )
 })
 
 listing('is a command that lists, for people and for programs', async ({ state, dir }) => {
