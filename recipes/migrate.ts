@@ -24,7 +24,14 @@ import { Stopped } from './run/ask.ts'
 import { cutOffMaking, findOut, isSince, madeIn, sizeThere } from './run/cut-off.ts'
 import { checkElevation, converse, elevate, elevateOptions, offerElevation } from './run/elevate.ts'
 import { freeSpace, type Host, localFolder, openHost } from './run/host.ts'
-import { beginJournal, readJournals, record, stateFolder } from './run/journal.ts'
+import {
+  beginJournal,
+  canBeTakenBack,
+  readJournals,
+  record,
+  stateFolder,
+  undoCommand,
+} from './run/journal.ts'
 import { type Look, lookAt } from './run/look.ts'
 import { lock, locksOf } from './run/lock.ts'
 import {
@@ -51,7 +58,17 @@ import {
   wishesOf,
 } from './run/plan.ts'
 import { prepareSource } from './run/prepare.ts'
-import { describeProgress, logOption, measure, near, type Screen, terminal } from './run/screen.ts'
+import {
+  describeProgress,
+  LEFT,
+  logOption,
+  measure,
+  near,
+  type Screen,
+  STOPPING,
+  terminal,
+  UNCHANGED,
+} from './run/screen.ts'
 import { removeStage } from './run/send-disk.ts'
 import { changedSince, fingerprint, refuseChanged } from './run/source.ts'
 import { refuseTwins } from './run/twins.ts'
@@ -171,6 +188,7 @@ export async function migrate(
         const rest = 'The rest of the plan is made of its disks, when it is off.'
         screen({ event: 'end', outcome: 'dry-run', next: [rest, UNCHANGED] })
       }
+      if (prepared === 'declined') screen({ event: 'end', outcome: 'declined', next: [LEFT] })
       if (prepared !== 'off') return prepared
       vm = await inspectVm({ source })
     }
@@ -221,7 +239,10 @@ export async function migrate(
       if (options.dryRun || planOut !== undefined) {
         return await rehearse(plan, host, tools, planOut)
       }
-      if (tools.agree && !await tools.agree(plan)) return 'declined'
+      if (tools.agree && !await tools.agree(plan)) {
+        screen({ event: 'end', outcome: 'declined', next: [LEFT] })
+        return 'declined'
+      }
       return await run(plan, host, { ...tools, signal, state })
     } finally {
       await release?.()
@@ -539,13 +560,18 @@ async function run(
     steps.map((step) => ({
       title: step.title,
       task: async (_, task) => {
-        signal?.throwIfAborted()
         const { id, title } = step
+        if (signal?.aborted) return task.skip(`${title} (not begun)`)
         const say = (state: 'started' | 'done' | 'same' | 'left' | 'failed', text?: string) =>
           screen({ event: 'step', step: id, title, state, ...(text && { text }) })
         const rate = measure()
         let shown = 0
         say('started')
+        const stopping = () => {
+          if (live) task.output = STOPPING
+          else screen({ event: 'note', text: STOPPING })
+        }
+        signal?.addEventListener('abort', stopping)
         const result = await work(step, (progress) => {
           if (Date.now() - shown < 250 && progress.done < progress.total) return
           shown = Date.now()
@@ -555,7 +581,7 @@ async function run(
         }).catch((error) => {
           say('failed', signal?.aborted ? 'stopped' : undefined)
           throw error
-        })
+        }).finally(() => signal?.removeEventListener('abort', stopping))
         results.set(id, result)
         if (result.changed || step.task === 'check-host') return say('done')
         if (result.set === false) return say('left')
@@ -566,7 +592,7 @@ async function run(
     {
       renderer: live ? 'default' : 'silent',
       registerSignalListeners: false,
-      rendererOptions: { collapseSkips: false, collapseErrors: false, showErrorMessage: false },
+      rendererOptions: { collapseErrors: false, showErrorMessage: false },
     },
   )
   let changed: string[] | undefined
@@ -575,6 +601,7 @@ async function run(
     if (unfinished) await beginBundle(unfinished, plan)
     if (stage && steps.some(({ already }) => !already)) await fs.ensureDir(stage)
     await list.run()
+    if (steps.some(({ id }) => !results.has(id))) signal?.throwIfAborted()
     if (unfinished) await finishBundle(unfinished, plan)
     if (host) await verify(plan, host)
     if (stage) await removeStage(stage)
@@ -584,10 +611,16 @@ async function run(
     changed ??= await prove()
     if (dir && ![...results.values()].some(({ changed }) => changed)) await removeBundle(dir)
     await record(journal.file, { entry: 'end', outcome: signal?.aborted ? 'stopped' : 'failed' })
+    const known = (await readJournals(state)).find(({ file }) => file === journal.file)
+    const takeBack = known && canBeTakenBack(known)
+      ? `\n  ${undoCommand(known.run, state)}`
+      : undefined
     const again = changed.length > 0
       ? `The source has changed since the run began: ${changed.join('; ')}. ` +
-        'Take the run back, and run again: npx zx recipes/undo.ts last'
-      : 'Run the same command again to go on, or take it back: npx zx recipes/undo.ts last'
+        (takeBack ? `Take the run back, and run again:${takeBack}` : 'Run again')
+      : takeBack
+      ? `Run the same command again to go on, or take it back:${takeBack}`
+      : 'Nothing was changed. Run the same command again to go on'
     if (signal?.aborted) throw new Stopped(`Stopped. ${again}`)
     throw new Error(`${(error as Error).message}\n${again}`, { cause: error })
   }
@@ -596,8 +629,13 @@ async function run(
   const silent = results.get('start-vm')?.heartbeat === 'none'
   const look = host && silent ? await lookAt(plan, state, host.ps) : undefined
   if (look?.picture) await show?.(look.picture)
-  const next = nextSteps(plan, results, same, look)
-  screen({ event: 'end', outcome: same ? 'same' : 'done', next })
+  // a bundle is a folder, and its host's part is taken back there
+  const takeBack = same || dir ? [] : ['Take it all back:', `  ${undoCommand(journal.run, state)}`]
+  screen({
+    event: 'end',
+    outcome: same ? 'same' : 'done',
+    next: [...nextSteps(plan, results, same, look), ...takeBack],
+  })
   return same ? 'same' : 'done'
 }
 
@@ -659,7 +697,6 @@ function nextSteps(
     `Open its window: vmconnect ${
       target.kind === 'ssh' ? parseHost(target.url).name : 'localhost'
     } "${name}"`,
-    ...(same ? [] : ['Take it all back: npx zx recipes/undo.ts last']),
   ]
 }
 
@@ -680,7 +717,6 @@ function guestAddress({ set, guestIp, via, seenBy, notes, commands }: SetGuestIp
   ]
 }
 
-const UNCHANGED = 'Nothing was changed: this was a dry run.'
 const NOTHING_TO_DO = 'Nothing to do: everything is already so.'
 
 const options: Record<string, Option> = {

@@ -1,8 +1,9 @@
 #!/usr/bin/env zx
 /** List the runs of the past, or show one: what it did, and how to go on with it or take it back. */
+import { dirname } from 'node:path'
 import process from 'node:process'
 import { commandLine, type Option } from '../tasks/task.ts'
-import { type Journal, readJournals, stateFolder } from './run/journal.ts'
+import { type Journal, readJournals, stateFolder, undoCommand } from './run/journal.ts'
 import { type Step, targetOf } from './run/plan.ts'
 import { textScreen } from './run/screen.ts'
 
@@ -104,7 +105,7 @@ function page(description: RunDescription): string {
       ? ['Go on with it by the same command as before.']
       : []),
     ...(changed && outcome !== 'undone'
-      ? ['Take it back:', `  npx zx recipes/undo.ts ${/\s/.test(run) ? `"${run}"` : run}`]
+      ? ['Take it back:', `  ${undoCommand(run, dirname(dirname(file)))}`]
       : []),
   ]
   return [

@@ -13,7 +13,7 @@ import { type Host, openHost } from './run/host.ts'
 import { type Journal, readJournals, record, stateFolder } from './run/journal.ts'
 import { lock, locksOf } from './run/lock.ts'
 import type { Step, StepResult } from './run/plan.ts'
-import { logOption, type Screen, terminal } from './run/screen.ts'
+import { LEFT, logOption, type Screen, STOPPING, terminal, UNCHANGED } from './run/screen.ts'
 import { removePartial, removeStage } from './run/send-disk.ts'
 import { powershellFor, takeBack } from './run/steps.ts'
 
@@ -34,6 +34,8 @@ export interface UndoTools {
   live?: boolean
   /** @default goes on */
   agree?: (journal: Journal) => Promise<boolean>
+  /** Stops when the step that is being taken back is done. */
+  signal?: AbortSignal | undefined
   /** Opens `local` or `ssh://...`. @default by the PowerShell there */
   host?: ((name: string) => Host) | undefined
 }
@@ -45,14 +47,20 @@ export interface UndoTools {
  */
 export async function undo(
   { run = 'last', to, state = stateFolder, dryRun = false, ...guard }: UndoOptions,
-  { screen, live = false, agree, host: open = openHost }: UndoTools,
+  { screen, live = false, agree, signal, host: open = openHost }: UndoTools,
 ): Promise<'done' | 'same' | 'dry-run' | 'declined'> {
   const journal = choose(await readJournals(state, to), run, state, to)
   const { plan } = journal
   const steps = toTakeBack(journal)
   screen({ event: 'note', text: describe(journal, steps) })
-  if (dryRun) return 'dry-run'
-  if (steps.length > 0 && agree && !await agree(journal)) return 'declined'
+  if (dryRun) {
+    screen({ event: 'end', outcome: 'dry-run', next: [UNCHANGED] })
+    return 'dry-run'
+  }
+  if (steps.length > 0 && agree && !await agree(journal)) {
+    screen({ event: 'end', outcome: 'declined', next: [LEFT] })
+    return 'declined'
+  }
   const { target } = plan
   const asked = target.kind === 'ssh' ? target.url : target.kind === 'local' ? 'local' : undefined
   const placed = async (step: Step): Promise<Step> => {
@@ -68,11 +76,18 @@ export async function undo(
   )
   const release = await lock(state, locksOf(plan), `the undo of the run ${journal.run}`)
   const host = asked !== undefined && steps.length + partials.length > 0 ? open(asked) : undefined
+  let left = steps.length
   const list = new Listr<object, 'default' | 'silent'>(
     steps.map(({ step, result, begun }) => ({
       title: sentence(step),
-      task: async () => {
+      task: async (_, task) => {
         const { id } = step
+        if (signal?.aborted) return task.skip(`${sentence(step)} (not begun)`)
+        const stopping = () => {
+          if (live) task.output = STOPPING
+          else screen({ event: 'note', text: STOPPING })
+        }
+        signal?.addEventListener('abort', stopping)
         const say = (state: 'started' | 'done' | 'failed') =>
           screen({ event: 'step', step: id, title: sentence(step), state })
         say('started')
@@ -84,8 +99,11 @@ export async function undo(
         } catch (error) {
           say('failed')
           throw error
+        } finally {
+          signal?.removeEventListener('abort', stopping)
         }
         await record(journal.file, { entry: 'undone', step: id })
+        left--
         say('done')
       },
     })),
@@ -97,6 +115,7 @@ export async function undo(
   )
   try {
     await list.run()
+    if (left > 0) throw new Stopped('Stopped. Run the same command again to go on')
     for (const to of partials) await removePartial(to, (host as Host).ps)
     if (target.kind === 'bundle') await removeBundle(resolve(target.dir))
     if (target.kind === 'ssh') await removeStage(target.stage)
@@ -212,13 +231,18 @@ if (given) {
   let { screen } = terminal(json)
   try {
     const conversation = converse({ json, log, elevatedBy })
-    const { live, person, confirm } = conversation
+    const { live, person, confirm, signal } = conversation
     screen = conversation.screen
     const code = up && !elevatedBy ? await elevate({ meta: import.meta, conversation }) : undefined
     if (code !== undefined) process.exitCode = code
     else {
       const agree = () => confirm('Take it back?')
-      await undo(readGuard(options), { screen, live, ...(person && !yes && { agree }) })
+      await undo(readGuard(options), {
+        screen,
+        live,
+        signal: signal(),
+        ...(person && !yes && { agree }),
+      })
     }
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error)

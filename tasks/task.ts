@@ -604,6 +604,12 @@ export async function commandLine<T>(
   const main = meta.main || (globalThis as { __filename?: string }).__filename === meta.filename
   if (!main || meta.filename === undefined) return undefined
   const self = process.argv.findIndex((arg) => resolve(arg) === meta.filename)
+  for (const stream of [process.stdout, process.stderr]) {
+    stream.on('error', (error: NodeJS.ErrnoException) => {
+      // who read it has gone, as `head` does; the work is done all the same
+      if (error.code !== 'EPIPE') throw error
+    })
+  }
   const names = Object.keys(options)
   const args = process.argv.slice(self + 1)
   if (args[0] === DESCRIBE) {

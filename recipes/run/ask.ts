@@ -12,17 +12,20 @@ export const AT_A_QUESTION = 'Stopped at a question: nothing was changed'
 /** Asks whether to go on. */
 export async function confirm(message: string): Promise<boolean> {
   const { confirm } = await import('@inquirer/prompts')
-  return await ask((prompt) => prompt.run(confirm, { message }))
+  return await ask(message, (prompt) => prompt.run(confirm, { message }))
 }
 
 /** Has one of several names chosen. */
 export async function select(message: string, names: readonly string[]): Promise<string> {
   const { select } = await import('@inquirer/prompts')
   const choices = names.map((name) => ({ name, value: name }))
-  return await ask((prompt) => prompt.run(select<string>, { message, choices }))
+  return await ask(message, (prompt) => prompt.run(select<string>, { message, choices }))
 }
 
-async function ask<T>(question: (prompt: ListrInquirerPromptAdapter) => Promise<T>): Promise<T> {
+async function ask<T extends string | boolean>(
+  message: string,
+  question: (prompt: ListrInquirerPromptAdapter) => Promise<T | Promise<T>>,
+): Promise<T> {
   // loaded for who is asked: it takes a tenth of a second
   const { ListrInquirerPromptAdapter } = await import('@listr2/prompt-adapter-inquirer')
   let answer: { is: T } | undefined
@@ -30,8 +33,7 @@ async function ask<T>(question: (prompt: ListrInquirerPromptAdapter) => Promise<
     task: async (_, task) => {
       answer = { is: await question(task.prompt(ListrInquirerPromptAdapter)) }
     },
-    rendererOptions: { persistentOutput: true },
-  }])
+  }], { rendererOptions: { clearOutput: true } })
   try {
     await list.run()
   } catch (error) {
@@ -39,5 +41,8 @@ async function ask<T>(question: (prompt: ListrInquirerPromptAdapter) => Promise<
     if ((error as Error).name !== 'ExitPromptError') throw error
     throw new Stopped(AT_A_QUESTION)
   }
-  return (answer as unknown as { is: T }).is
+  const { is } = answer as unknown as { is: T }
+  // the list takes the question away with itself
+  console.log(`? ${message} ${typeof is === 'string' ? is : is ? 'Yes' : 'No'}`)
+  return is
 }

@@ -46,6 +46,20 @@ export interface Journal {
 /** Where journals live unless `--state` says otherwise: the user's data folder for the kit. */
 export const stateFolder = envPaths('vbox-to-hyperv', { suffix: '' }).data
 
+/** The command that takes a run back, whatever has run since. */
+export function undoCommand(run: string, state: string): string {
+  const word = (text: string) => /^[\p{L}\p{N}.:\\/_-]+$/u.test(text) ? text : `"${text}"`
+  const folder = resolve(state) === resolve(stateFolder) ? '' : ` --state ${word(resolve(state))}`
+  return `npx zx recipes/undo.ts ${word(run)}${folder}`
+}
+
+/** Whether something is changed by it, as far as is known, that can be taken back. */
+export function canBeTakenBack({ plan, done, unfinished, outcome }: Journal): boolean {
+  const undoable = plan.steps.filter(({ undo }) => undo).map(({ id }) => id)
+  return outcome !== 'undone' &&
+    (done.some(({ result }) => result.changed) || unfinished.some((id) => undoable.includes(id)))
+}
+
 /** Appends an entry and returns when it is on the disk. */
 export async function record(file: string, entry: Untimed<JournalEntry>): Promise<void> {
   const { entry: kind, ...rest } = entry

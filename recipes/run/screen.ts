@@ -18,8 +18,11 @@ export type RunEvent =
   | { event: 'step'; step: string; title: string; state: StepState; text?: string }
   | { event: 'progress'; step: string; done: number; total: number; rate: number; left: number }
   | { event: 'source'; files: SourceFile[]; changed: string[] }
-  | { event: 'end'; outcome: 'done' | 'same' | 'dry-run' | 'failed' | 'stopped'; next: string[] }
+  | { event: 'end'; outcome: Ending; next: string[] }
   | { event: 'error'; message: string }
+
+/** `declined`: a person was asked, and said no. */
+export type Ending = 'done' | 'same' | 'dry-run' | 'declined' | 'failed' | 'stopped'
 
 /**
  * `would` and `unknown` are a dry run's: it would change something; it cannot be asked before an
@@ -67,7 +70,7 @@ export function textScreen({ live }: { live: boolean }): Screen {
         // why it failed has been said
         return event.next.length > 0 ? say(`\n${event.next.join('\n')}`) : undefined
       case 'error':
-        console.error(wrap(event.message, 0))
+        console.error(wrap(commandsApart(event.message), 0))
     }
   }
 }
@@ -118,14 +121,37 @@ export function terminal(json = false): { screen: Screen; live: boolean; person:
   }
 }
 
-/** Aborts at the first Ctrl-C or request to end; the second ends the process at once. */
+/**
+ * Aborts at the first Ctrl-C or request to end, and when whoever reads the run's words is gone, as `head`
+ * is after some lines. The second Ctrl-C ends the process at once.
+ */
 export function stopSignal(): AbortSignal {
   const stop = new AbortController()
-  const ask = () => stop.signal.aborted ? process.exit(130) : stop.abort()
+  const ask = () => {
+    if (!stop.signal.aborted) return stop.abort()
+    // at once, and past a list that keeps what is written until its end
+    fs.writeSync(2, `\n${AT_ONCE}\n`)
+    process.exit(130)
+  }
   // not once: signal-exit, below listr2, kills a process in which it finds itself alone
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, ask)
+  process.stdout.on('error', ({ code }: NodeJS.ErrnoException) => {
+    if (code === 'EPIPE') stop.abort()
+  })
   return stop.signal
 }
+
+/** What a dry run ends with. */
+export const UNCHANGED = 'Nothing was changed: this was a dry run.'
+
+/** What a run ends with that a person did not want. */
+export const LEFT = 'Nothing was changed.'
+
+/** What is said between Ctrl-C and the stop. */
+export const STOPPING = 'Stops when this step is done. Ctrl-C again stops at once'
+
+const AT_ONCE = 'Stopped at once, and the step that ran may be half done. ' +
+  'Run the same command again to go on'
 
 /** "42 %, 310 MB/s, 12 s left". */
 export function describeProgress(
@@ -243,6 +269,20 @@ export function near(dir: string): string {
 
 function say(text: string, hang = 0): void {
   console.log(wrap(text, hang))
+}
+
+/** Sets a command that would be folded on a line of its own, as it is to be copied. */
+function commandsApart(message: string): string {
+  const columns = Math.min(process.stdout.columns || 100, 100)
+  return message.split('\n').map((line) => {
+    const [, words = '', run = ''] = /^(.*\b[Rr]un: )(.+)$/.exec(line) ?? []
+    if (run === '' || wrapAnsi(line, columns).split('\n').length === 1) return line
+    const [command = '', ...rest] = run.split(/(?:, (?=and |or |then )|\. (?=[A-Z]))/)
+    // a list of programs' words is not one
+    if (!/^[\w.-]+( |$)/.test(command)) return line
+    const after = rest.join(', ')
+    return [words.trimEnd(), `  ${command}`, ...(after ? [after] : [])].join('\n')
+  }).join('\n')
 }
 
 /** Folds lines at the terminal's width, counting 桥 for two, and sets what follows `hang` columns in. */

@@ -625,37 +625,67 @@ commands('says what is wrong in a sentence, without a stack', async ({ dir }) =>
 // what sends SIGINT on Windows ends the process
 const stopping = process.platform === 'win32' ? commands.skip : commands
 stopping('stops at Ctrl-C, leaves no half-written disk and says how to go on', async ({ dir }) => {
-  // random data, so that there is something to convert for a while
-  const source = join(dir, 'big.img')
-  const chunk = Buffer.alloc(64 * 1024 ** 2, createHash('sha512').update('seed').digest())
-  for (let n = 0; n < 8; n++) await fs.appendFile(source, chunk)
-  const child = spawn(process.execPath, [
-    ...runtime(),
-    join(root, 'recipes', 'migrate.ts'),
-    source,
-    ...[
-      '--generation',
-      '1',
-      '--to',
-      `bundle:${join(dir, 'b')}`,
-      '--state',
-      join(dir, 'state'),
-      '--json',
-    ],
-  ])
-  const code = new Promise((resolve) => child.once('exit', resolve))
-  let text = ''
-  for await (const data of child.stdout.setEncoding('utf8')) {
-    text += data
-    // not child.kill: Deno then tells the signal as the end, whatever the child made of it
-    if (/"event":"step"[^\n]+"started"/.test(data)) process.kill(child.pid as number, 'SIGINT')
-  }
-  equal(await code, 130)
-  match(text, /Stopped\. Run the same command again to go on/)
+  const child = await startLong(dir)
+  // not child.kill: Deno then tells the signal as the end, whatever the child made of it
+  const { code, stdout } = await followed(child, () => process.kill(child.pid as number, 'SIGINT'))
+  equal(code, 130)
+  match(stdout, /Stopped\. Run the same command again to go on, or take it back:\\n {2}npx zx /)
+  const [run = ''] = await fs.readdir(join(dir, 'state', 'runs'))
+  const name = run.replace('.jsonl', '')
+  ok(stdout.includes(`recipes/undo.ts ${name} --state ${join(dir, 'state')}"`), stdout)
   equal(await fs.pathExists(join(dir, 'b')), false)
 })
 
+stopping('stops likewise when nobody reads any more what it says', async ({ dir }) => {
+  const child = await startLong(dir)
+  const { code, stderr } = await followed(child, () => child.stdout?.destroy())
+  equal(stderr, '')
+  equal(code, 130)
+  equal(await fs.pathExists(join(dir, 'b')), false)
+  const [run = ''] = await fs.readdir(join(dir, 'state', 'runs'))
+  match(await fs.readFile(join(dir, 'state', 'runs', run), 'utf8'), /"outcome":"stopped"/)
+})
+
+stopping('ends at once at a second Ctrl-C, and says so', async ({ dir }) => {
+  const child = await startLong(dir)
+  const kill = () => {
+    // a signal that waits is not sent a second time
+    process.kill(child.pid as number, 'SIGTERM')
+    process.kill(child.pid as number, 'SIGINT')
+  }
+  const { code, stderr } = await followed(child, kill)
+  equal(code, 130)
+  match(stderr, /^\nStopped at once, .+ Run the same command again to go on\n$/)
+})
+
 commands.run()
+
+/** A run of the command that has something to convert for a while. */
+async function startLong(dir: string) {
+  const source = join(dir, 'big.img')
+  const chunk = Buffer.alloc(64 * 1024 ** 2, createHash('sha512').update('seed').digest())
+  for (let n = 0; n < 8; n++) await fs.appendFile(source, chunk)
+  const args = [source, '--generation', '1', '--to', `bundle:${join(dir, 'b')}`, '--json']
+  const recipe = join(root, 'recipes', 'migrate.ts')
+  return spawn(process.execPath, [...runtime(), recipe, ...args, '--state', join(dir, 'state')])
+}
+
+/** How a run ends that has something done to it when it has begun its first step. */
+async function followed(child: ReturnType<typeof spawn>, act: () => void) {
+  const code = new Promise((resolve) => child.once('exit', resolve))
+  const [stdout, stderr] = ['', '']
+  const said = { stdout, stderr }
+  let done = false
+  for (const name of ['stdout', 'stderr'] as const) {
+    child[name]?.setEncoding('utf8').on('data', (data: string) => {
+      said[name] += data
+      if (done || !/"event":"step"[^\n]+"started"/.test(said.stdout)) return
+      done = true
+      act()
+    })
+  }
+  return { code: await code, ...said }
+}
 
 async function run(options: MigrateOptions, host?: SimulatedHost) {
   const events: RunEvent[] = []

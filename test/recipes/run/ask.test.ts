@@ -39,7 +39,7 @@ for (
   })
 }
 
-test('has one of several VMs chosen', async ({ dir }) => {
+test('has one of several VMs chosen, and leaves the answer on the screen', async ({ dir }) => {
   const file = join(dir, 'ask.ts')
   await fs.writeFile(
     file,
@@ -48,7 +48,7 @@ console.log('chosen:', await select('Which VM?', ['web', '跳板机']))`,
   )
   const { text, code } = await terminal([file], /Which VM\?/, '\u001b[B\r')
   equal(code, 0)
-  match(text, /chosen: 跳板机/)
+  match(text, /\? Which VM\? 跳板机\r\nchosen: 跳板机/)
 })
 
 /** Runs a program in a terminal and types `keys` when it has asked. */

@@ -25,6 +25,18 @@ screens('folds long lines at words, and begins none with the space between them'
   equal(lines.join(' '), words)
 })
 
+screens('sets a command that would be folded on a line of its own', () => {
+  const why = 'Cannot tell what to move: no source is named, and VirtualBox has no VM'
+  const run = 'npx zx recipes/migrate.ts <name or file>'
+  deepEqual(said(`${why}. Run: ${run}`), [`${why}. Run:`, `  ${run}`])
+  deepEqual(said(`${why}. Run: ${run}, and this again. It goes on`), [
+    `${why}. Run:`,
+    `  ${run}`,
+    'and this again, It goes on',
+  ])
+  deepEqual(said(`No VM. Run: ${run}`), [`No VM. Run: ${run}`])
+})
+
 screens('leaves whole what is indented, for it is to be copied', () => {
   const command = `  echo ${'桥接 '.repeat(60)}end`
   deepEqual(said(`Run:\n${command}`), ['Run:', command])
