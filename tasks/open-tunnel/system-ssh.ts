@@ -12,7 +12,8 @@ import { type Endpoint, type Hop, show, type Way, type WayOptions } from './hops
 
 /**
  * Starts `ssh -N -L`, with the hops in a configuration of its own that includes the user's. ssh tells by
- * `-vv` what it does: those messages are of its program, and no language changes them.
+ * `-vv` what it does: those messages are of its program, and no language changes them. Assumed about Windows:
+ * its own ssh says the same.
  */
 export async function systemSsh(
   hops: readonly Hop[],
