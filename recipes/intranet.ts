@@ -6,6 +6,7 @@
 import fs from 'fs-extra'
 import { join, resolve } from 'node:path'
 import process from 'node:process'
+import { setTimeout as wait } from 'node:timers/promises'
 import { checkProxy } from '../tasks/check-proxy.ts'
 import { type GuardOptions, guardOptions, readGuard } from '../tasks/guard.ts'
 import { dryRun, hostCommand, powershell } from '../tasks/task.ts'
@@ -51,6 +52,8 @@ export interface IntranetOptions extends GuardOptions {
   for?: UseProxyOptions['for']
   /** Domains and networks that go through the proxies, as use-proxy takes them. @default all */
   only?: readonly string[] | undefined
+  /** Seconds that the proxies have until they work again, when the adapter has changed hands. @default 30 */
+  settle?: number | undefined
   /** A file of tunnels, as open-tunnel takes it, which are open while it is on. @default none */
   tunnels?: string | undefined
   /** The folder for what is kept meanwhile. @default the user's data folder */
@@ -79,9 +82,9 @@ export interface IntranetResult extends ToggleShareResult {
 
 /**
  * Sets the host up for the intranet or for elsewhere, under the guard (see guard.ts). On the intranet the
- * proxies are checked before anything changes; then the adapter is the VMs', this machine's programs use the
- * proxies, and the tunnels are open. What of that fails takes back what this call has changed. Off does it all
- * backwards, whatever was asked for when it went on.
+ * proxies are checked before anything changes; then the adapter is the VMs', the proxies still work, this
+ * machine's programs use them, and the tunnels are open. What of that fails takes back what this call has
+ * changed. Off does it all backwards, whatever was asked for when it went on.
  */
 export async function intranet(
   options: IntranetOptions,
@@ -100,9 +103,10 @@ export async function intranet(
   }
   const keep = join(folder, 'use-proxy.json')
   const on = async (): Promise<IntranetResult> => {
-    await checkProxies(options)
+    await checkProxies(options, 'nothing was changed')
     const result = await toggle('off')
     try {
+      if (result.changed && !dryRun) await settled(options)
       const { http, socks, for: programs, only, home, tunnels: config } = options
       const proxies = { http, socks, for: programs, only, home, keep, dryRun }
       const used = http === undefined && socks === undefined ? undefined : await useProxy(proxies)
@@ -159,8 +163,24 @@ function together(
   }
 }
 
+/** Waits until the guest's way to the intranet is there again, which the change may have cut for a while. */
+async function settled(options: IntranetOptions): Promise<void> {
+  const end = performance.now() + (options.settle ?? 30) * 1000
+  while (true) {
+    try {
+      return await checkProxies(options, 'what was changed is taken back')
+    } catch (error) {
+      if (performance.now() > end) throw error
+      await wait(1000)
+    }
+  }
+}
+
 /** Refuses proxies that would cut this machine's programs off. */
-async function checkProxies({ http, socks, destination }: IntranetOptions): Promise<void> {
+async function checkProxies(
+  { http, socks, destination }: IntranetOptions,
+  then: string,
+): Promise<void> {
   const bare = (text: string) => text.replace(/^[a-z\d]+:\/\//i, '')
   const proxy = [
     ...(http === undefined ? [] : [`http://${bare(http)}`]),
@@ -171,9 +191,7 @@ async function checkProxies({ http, socks, destination }: IntranetOptions): Prom
     if (works) continue
     const why = checks.flatMap(({ detail }) => detail ? [detail] : [])[0]
     throw new Error(
-      `Cannot go on the intranet: the proxy ${one} does not work, and nothing was changed. ${
-        why ?? ''
-      }`.trim(),
+      `Cannot go on the intranet: the proxy ${one} does not work, and ${then}. ${why ?? ''}`.trim(),
     )
   }
 }

@@ -344,6 +344,16 @@ test('turns the whole intranet on and off: adapter, proxies, settings and tunnel
         /^Cannot go on the intranet: the proxy socks5:\/\/127\.0\.0\.1:1 does not work, and nothing was changed\. /,
     })
     assert.deepEqual([await gitconfig(), await host.text()], [before, state])
+    // a guest that the change cuts off from the intranet takes the way along
+    const cut: PowerShell = async (pieces, ...values) => {
+      await echo.close()
+      return await host.ps(pieces, ...values)
+    }
+    await assert.rejects(intranet({ state: 'on', guard: false, ...options, settle: 0 }, cut), {
+      message:
+        /^Cannot go on the intranet: the proxy socks5:\/\/.* does not work, and what was changed is taken back\. Cannot reach /,
+    })
+    assert.deepEqual([await gitconfig(), await shared()], [before, true])
   } finally {
     await turn({ state: 'off', folder: options.folder })
     await Promise.all([socks.close(), echo.close()])
