@@ -353,7 +353,10 @@ needs(pictures, 'script')('are shown by the command, on a terminal alone', async
       `process.exit(await showPicture(require('fs').readFileSync('a.png')) ? 7 : 8))`
     await fs.writeFile(join(dir, 'show.cjs'), code)
     const run = promisify(execFile)
-    const runtime = 'Deno' in globalThis ? `${process.execPath} run -A` : process.execPath
+    const config = join(import.meta.dirname as string, '..', '..', 'deno.json')
+    const runtime = 'Deno' in globalThis
+      ? `${process.execPath} run -A --config ${config}`
+      : process.execPath
     const env = { ...process.env, TERM: 'xterm-kitty', TERM_PROGRAM: '' }
     const options = { cwd: dir, env }
     const seen = await run('script', ['-qec', `${runtime} show.cjs`, 'log'], options)
