@@ -337,14 +337,24 @@ async function make(
         if ($users.Count -gt 0) { throw "Cannot remove the switch ""$($vSwitch.Name)"": the VM $($users -join ', ') is on it. Run: Get-VMNetworkAdapter -All | Where-Object SwitchId -eq $id | Disconnect-VMNetworkAdapter" }
       }
       if ($answer.changed -and -not $dryRun) {
+        # one that is gone, as one that was unplugged, takes no settings, and no switch
+        $present = @(Get-NetAdapter | ForEach-Object { [string]$_.InterfaceDescription })
+        $returns = [bool]$before.network
+        if ($returns -and $result.adapter -notin $present) {
+          Write-Warning "The network adapter ""$($result.adapter)"" is gone, so its settings are as Windows keeps them"
+          $returns = $false
+        }
         if (-not $before.exists) {
           Remove-VMSwitch -VMSwitch $vSwitch -Force
-          if ($before.network) { restore (back $result.adapter).InterfaceIndex $before.network }
+          if ($returns) { restore (back $result.adapter).InterfaceIndex $before.network }
         } else {
           if ($moves) {
-            onto $vSwitch $before.adapter $before.shared
+            $from = ''
+            if ($before.adapter -in $present) { $from = $before.adapter }
+            elseif ($before.adapter) { Write-Warning "The network adapter ""$($before.adapter)"" is gone, so the switch ""$($vSwitch.Name)"" is on none" }
+            onto $vSwitch $from $before.shared
             if ($before.shared -and $before.there) { restore (appear $vSwitch).InterfaceIndex $before.there }
-            if ($before.network) { restore (back $result.adapter).InterfaceIndex $before.network }
+            if ($returns) { restore (back $result.adapter).InterfaceIndex $before.network }
           } elseif ($turns) {
             Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $before.shared
             if ($before.shared -and $before.network) { restore (appear $vSwitch).InterfaceIndex $before.network }

@@ -273,6 +273,25 @@ test('keeps the settings that the adapter was given by hand, and undo gives them
   assert.deepEqual(lasting(await host.state()), before)
 })
 
+test('undo is harmless where an adapter is gone, under the guard too', async () => {
+  const unplug = (gone: string) =>
+    host.change((state) => {
+      state.adapters = state.adapters.filter(({ name }: { name: string }) => name !== gone)
+    })
+  const made = await createSwitch({ ...onWifi, adapter: 'Ethernet', guard: false }, host.ps)
+  const moved = await createSwitch({ ...onWifi, guard: false }, host.ps)
+  await unplug('Ethernet')
+  await undoCreateSwitch(moved, host.ps, { guard: true })
+  assert.ok((await switches()).includes('桥接 Internal True'))
+  await undoCreateSwitch(made, host.ps, { guard: true })
+  assert.deepEqual((await switches()).filter((name) => name.startsWith('桥接')), [])
+  assert.deepEqual((await host.state()).tasks, [])
+  assert.deepEqual(host.warnings.splice(0), [
+    `The network adapter "${wired.description}" is gone, so the switch "桥接" is on none`,
+    `The network adapter "${wired.description}" is gone, so its settings are as Windows keeps them`,
+  ])
+})
+
 test('pain 17: keeps DNS servers, routes and metric that were set by hand beside DHCP', async () => {
   await given`
     Set-DnsClientServerAddress -InterfaceAlias Wi-Fi -ServerAddresses 223.5.5.5, 9.9.9.9
