@@ -313,7 +313,10 @@ function change(
 
     # a change that nobody confirmed is taken back first, so that this one starts from what was
     foreach ($pending in [IO.Directory]::GetFiles($folder, 'guard-*.ps1')) {
-      if ([IO.File]::ReadAllText($pending).EndsWith($end, 'Ordinal')) { revert $pending; continue }
+      if ([IO.File]::ReadAllText($pending).EndsWith($end, 'Ordinal')) {
+        try { revert $pending } catch { throw "Cannot change $($subject): an earlier change that nobody confirmed cannot be taken back: $($_.Exception.Message). Mend that and run again, or leave the change as it is: Remove-Item -Path $(quoted ([IO.Path]::ChangeExtension($pending, '*')))" }
+        continue
+      }
       # cut off while it was written, before anything was changed
       [IO.File]::Delete([IO.Path]::ChangeExtension($pending, 'armed'))
       [IO.File]::Delete($pending)
