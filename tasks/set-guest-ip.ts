@@ -143,7 +143,7 @@ export async function setGuestIp(
     }
     $adapter = $adapters[0]
     # its name is translated, its id is not
-    if ([string]$adapter.SwitchId -eq 'c08cb7b8-9b3c-408e-8e30-5e16a3aeb444') { throw "$cannot it is on the Default Switch, whose network Windows changes at every start. Run: New-VMSwitch -SwitchType Internal, and Connect-VMNetworkAdapter" }
+    if ([string]$adapter.SwitchId -eq 'c08cb7b8-9b3c-408e-8e30-5e16a3aeb444') { throw "$cannot it is on the Default Switch, whose network Windows changes at every start. Reach it by its computer's name there, NAME.mshome.net, or run: New-VMSwitch -SwitchType Internal, and Connect-VMNetworkAdapter" }
     $state = [string]$vm.State
     if ($state -ne 'Running' -and ($via -ne 'print' -or $pin)) { throw "$cannot it is $state, and only a guest that runs can be asked. Run: Start-VM -Name '$typed'" }
     $mac = [string]$adapter.MacAddress

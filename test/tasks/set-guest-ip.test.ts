@@ -369,8 +369,9 @@ const refusals: [string, (state: State) => void, Partial<SetGuestIpOptions>, str
     'pain 20: the Default Switch',
     (state) => state.vms[0].nics[0].switch = 'c08cb7b8-9b3c-408e-8e30-5e16a3aeb444',
     {},
-    'it is on the Default Switch, whose network Windows changes at every start. ' +
-    'Run: New-VMSwitch -SwitchType Internal, and Connect-VMNetworkAdapter',
+    'it is on the Default Switch, whose network Windows changes at every start. Reach it by its ' +
+    "computer's name there, NAME.mshome.net, or run: " +
+    'New-VMSwitch -SwitchType Internal, and Connect-VMNetworkAdapter',
   ],
   [
     'the integration services when they are off',
