@@ -14,7 +14,7 @@ import { crawls, type ExaminedVm, type Finding, findings } from './run/doctor-fi
 import { type HostFacts, readHost } from './run/doctor-host.ts'
 import { type Private, reveal } from './run/doctor-private.ts'
 import { type Answer, drawStacks, reportText, screenText } from './run/doctor-text.ts'
-import { type Host, localFolder, openHost } from './run/host.ts'
+import { farFolder, type Host, localFolder, openHost } from './run/host.ts'
 import type { Plan } from './run/plan.ts'
 import { textScreen } from './run/screen.ts'
 
@@ -67,7 +67,8 @@ async function examine(
   const bundle = /^bundle:./.test(where)
   const remote = where !== 'local' && !bundle
   if (remote) parseHost(where)
-  const storage = remote || wanted === undefined ? wanted : await localFolder(wanted)
+  const folderOf = (folder: string) => remote ? farFolder(folder) : localFolder(folder)
+  const storage = wanted === undefined ? undefined : await folderOf(wanted)
   const host = bundle ? undefined : open(where)
   try {
     const asked = host ? await ask(host, storage) : NOTHING

@@ -23,7 +23,7 @@ import { beginBundle, BUNDLE, bundleState, finishBundle, removeBundle } from './
 import { Stopped } from './run/ask.ts'
 import { cutOffMaking, findOut, isSince, madeIn, sizeThere } from './run/cut-off.ts'
 import { checkElevation, converse, elevate, elevateOptions, offerElevation } from './run/elevate.ts'
-import { freeSpace, type Host, localFolder, openHost } from './run/host.ts'
+import { farFolder, freeSpace, type Host, localFolder, openHost } from './run/host.ts'
 import {
   beginJournal,
   canBeTakenBack,
@@ -319,7 +319,8 @@ async function chooseTarget(
       `Cannot move to "${to}": a target is local, ssh://[user@]host[:port] or bundle:DIR`,
     )
   }
-  const storage = ssh || wanted === undefined ? wanted : await localFolder(wanted)
+  const named = (folder: string) => ssh ? farFolder(folder) : localFolder(folder)
+  const storage = wanted === undefined ? undefined : await named(wanted)
   const found = await checkHost(storage === undefined ? {} : { storage }, host.ps).catch(
     (error) => {
       if (to !== undefined) throw error

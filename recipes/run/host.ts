@@ -1,6 +1,7 @@
 /** The host of a run: one PowerShell for all its scripts, and where its files are seen from here. */
 import { statfs } from 'node:fs/promises'
 import { dirname, posix, win32 } from 'node:path'
+import process from 'node:process'
 import {
   fromWindows,
   onWindows,
@@ -41,8 +42,14 @@ export async function localFile(path: string): Promise<string> {
   return found
 }
 
+/** A folder of a machine over SSH as its PowerShell knows it: Windows takes slashes for a share's backslashes, too. */
+export function farFolder(folder: string): string {
+  return folder.replace(/^\/\/(?=[^/\\])/, '\\\\')
+}
+
 /** A folder of this machine as its own PowerShell knows it, which in WSL is that of Windows. */
 export async function localFolder(folder: string): Promise<string> {
+  if (process.platform === 'win32') return farFolder(folder)
   if (isWindowsPath(folder)) return folder
   const found = await toWindows(folder)
   if (found === undefined) throw new Error(inLinux(folder))

@@ -7,7 +7,7 @@ import type { DiskDescription } from '../../tasks/convert-disk.ts'
 import type { GuardOptions } from '../../tasks/guard.ts'
 import type { Forward, VmDescription } from '../../tasks/inspect-vm.ts'
 import { canPrepare, checkGuest, guestOn } from './guest.ts'
-import { joinHost } from './host.ts'
+import { farFolder, joinHost } from './host.ts'
 import type { SourceFile } from './source.ts'
 import type { Call, StepResult } from './steps.ts'
 
@@ -229,7 +229,7 @@ export function makePlan(
     : undefined
   const converted = files.map((file) => stage ? join(stage, file) : joinHost(folder, file))
   const storage = target.kind === 'ssh' ? folder : local ? undefined : wishes.storage
-  const places = storage ? files.map((file) => joinHost(storage, file)) : converted
+  const places = storage ? files.map((file) => joinHost(farFolder(storage), file)) : converted
   const adapters = chooseAdapters(vm, wishes, target)
   const guest = checkGuest(
     vm,
