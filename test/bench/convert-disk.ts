@@ -40,6 +40,7 @@ const runs = Number(values.runs)
 const root = resolve(import.meta.dirname as string, '..', '..')
 const bin = join(root, 'node_modules', '.bin')
 const task = join(root, 'tasks', 'convert-disk.ts')
+const self = import.meta.filename as string
 
 interface Run {
   /** Seconds. */
@@ -146,7 +147,7 @@ try {
       'the kit on Deno': (to) => hasty(kitOnDeno(ova, to)),
       'tar, qemu-img': unpack(),
       'tar, qemu-img -m 16 -W': unpack(...best),
-      'reading and inflating alone': () => [node, import.meta.filename, '--inflate', ova],
+      'reading and inflating alone': () => [node, self, '--inflate', ova],
     },
   })
   const sparse = join(dir, 'sparse.vdi')
