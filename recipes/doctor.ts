@@ -89,6 +89,7 @@ async function examine(
     return {
       ready: found.every(({ level }) => level !== 'problem'),
       crawls: crawls(examined),
+      below: asked.facts?.hypervisor ?? null,
       findings: found,
     }
   } finally {
@@ -262,7 +263,7 @@ function shown({ ready, crawls, findings }: Answer): Diagnosis {
       title: reveal(finding.title),
       evidence: reveal(finding.evidence),
       meaning: reveal(finding.meaning),
-      ...(finding.command !== undefined && { command: reveal(finding.command) }),
+      command: reveal(finding.command),
     })),
   }
 }
@@ -305,7 +306,7 @@ if (given) {
       console.log(
         JSON.stringify({
           ...shown(answer),
-          ...(picture && { picture: drawStacks(answer.crawls) }),
+          ...(picture && { picture: drawStacks(answer.below) }),
         }),
       )
     } else {

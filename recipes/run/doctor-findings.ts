@@ -19,7 +19,7 @@ export interface Finding {
   /** What follows from it. */
   meaning: string
   /** What mends it or shows more. */
-  command?: string
+  command: string
 }
 
 export type Group = Finding['group']
@@ -67,10 +67,13 @@ export function findings(examined: Examined, known: readonly Private[]): Finding
   ]
 }
 
-/** One of the kit's errors: what is so, why, and the command that mends it. */
+/**
+ * One of the kit's errors: what is so, why, and the command that mends it; `shows` where it names none.
+ */
 function ofError(
   text: string,
   known: readonly Private[],
+  shows: string,
 ): Pick<Finding, 'title' | 'meaning' | 'command'> {
   const [words, run] = cut(conceal(text.trim(), known), /(?:[.,;] )?(?:\bor )?\b[Rr]un: /)
   const [title, why] = cut(words, /: /)
@@ -81,7 +84,7 @@ function ofError(
     ? after && `With the command: ${after.replace(/^to /, '')}`
     : run && `Run: ${run}`
   const meaning = [why, also].filter(Boolean).map((part) => `${capital(part).replace(/\.$/, '')}.`)
-  return { title, meaning: meaning.join(' '), ...(isCommand && { command }) }
+  return { title, meaning: meaning.join(' '), command: isCommand ? command : shows }
 }
 
 /** What a shell takes, where an error names it; some say in words what to do. */
@@ -118,7 +121,7 @@ function ofHost(
       title: 'What stands in the way of a VM could not be asked',
       evidence: said,
       meaning: 'The answer of tasks/check-host.ts is missing, so nothing is promised.',
-      command: 'npx zx tasks/check-host.ts',
+      command: CHECK,
     })
   } else {
     const { edition, version, client, elevated, processors, memory, freeSpace, diskFolder } =
@@ -138,6 +141,7 @@ function ofHost(
         : client === null
         ? 'Hyper-V is Windows’ own: a PowerShell elsewhere can only be asked about this machine’s files.'
         : 'This edition has Hyper-V.',
+      command: 'systeminfo',
     })
     if (elevated !== null) {
       found.push({
@@ -149,7 +153,7 @@ function ofHost(
         meaning: elevated
           ? 'Everything below could be asked.'
           : 'Some of what follows could not be asked. A migration asks for the rights itself with --elevate.',
-        ...(!elevated && { command: 'Start-Process powershell -Verb RunAs' }),
+        command: elevated ? 'whoami /groups' : 'Start-Process powershell -Verb RunAs',
       })
     }
     if (check.hyperV) {
@@ -160,6 +164,7 @@ function ofHost(
         title: 'Hyper-V is on and answers',
         evidence: `Get-VMHost: ${processors ?? '?'} logical processors, ${size(memory ?? 0)}`,
         meaning: 'It can take VMs.',
+        command: 'Get-VMHost',
       })
     }
     if (freeSpace !== null) {
@@ -175,6 +180,7 @@ function ofHost(
         meaning: plenty
           ? 'Each VM below says what it needs.'
           : 'That is little for disks, which grow. Another folder is named by --storage.',
+        command: 'Get-Volume',
       })
     }
     check.refusals.forEach((refusal, index) =>
@@ -182,7 +188,7 @@ function ofHost(
         id: `refusal-${index + 1}`,
         group,
         level: 'problem',
-        ...ofError(refusal, known),
+        ...ofError(refusal, known, CHECK),
         evidence: 'tasks/check-host.ts refuses',
       })
     )
@@ -194,6 +200,7 @@ function ofHost(
         title: conceal(note, known),
         evidence: 'tasks/check-host.ts notes it',
         meaning: 'It is no obstacle.',
+        command: CHECK,
       })
     )
   }
@@ -208,6 +215,7 @@ function ofHost(
       meaning: free < 2 * GB
         ? 'A VM that starts takes all of its memory at once, unless it has dynamic memory; close something first.'
         : 'A VM that starts takes all of its memory at once, unless it has dynamic memory.',
+      command: 'Get-CimInstance Win32_OperatingSystem',
     })
   }
   for (const { part, id, message } of facts.failures) {
@@ -253,6 +261,7 @@ function ofHypervisor(examined: Examined): Finding[] {
       meaning:
         'Windows itself runs on top of it, as does every VM of Hyper-V at full speed. Programs that bring ' +
         'a hypervisor of their own, such as VirtualBox and VMware, have to ask it for everything.',
+      command: 'systeminfo',
     })
   } else if (hypervisor === false) {
     found.push({
@@ -298,6 +307,7 @@ function ofHypervisor(examined: Examined): Finding[] {
       title: 'Virtualization is on in this computer’s firmware',
       evidence: 'Win32_Processor.VirtualizationFirmwareEnabled is True',
       meaning: 'A hypervisor can start.',
+      command: 'Get-CimInstance Win32_Processor',
     })
   }
   if (launchType) {
@@ -369,6 +379,7 @@ function ofHypervisor(examined: Examined): Finding[] {
         title: `${known?.name ?? `Security service ${service}`} runs`,
         evidence: `Win32_DeviceGuard.SecurityServicesRunning has ${service}`,
         meaning: known?.meaning ?? 'It needs the hypervisor, and keeps it running.',
+        command: 'msinfo32',
       })
     }
   }
@@ -392,7 +403,7 @@ function ofHypervisor(examined: Examined): Finding[] {
         : 'It runs its VMs through the Windows Hypervisor Platform, one call for what was one instruction: ' +
           'that is the turtle in a VM’s status bar, and nested VT-x is greyed out. On Hyper-V the same VM is ' +
           'at full speed.',
-      ...(slow && { command: 'npx zx recipes/migrate.ts --dry-run' }),
+      command: slow ? 'npx zx recipes/migrate.ts --dry-run' : 'VBoxManage --version',
     })
   }
   if (vmware) {
@@ -408,6 +419,7 @@ function ofHypervisor(examined: Examined): Finding[] {
         ? 'From 15.5.5 on it runs its VMs through the Windows Hypervisor Platform, slower and without nested ' +
           'virtualization; before that it refuses to start them.'
         : 'It has VT-x in turns with VirtualBox, as long as no hypervisor runs below Windows.',
+      command: 'npx zx recipes/doctor.ts --picture',
     })
   }
   return found
@@ -449,6 +461,7 @@ function ofNetwork({ facts, network }: Examined, known: readonly Private[]): Fin
       title: 'No network adapter is of hardware',
       evidence: `Get-NetAdapter: ${count(adapters.length, 'adapter')}`,
       meaning: 'An external switch has nothing to be on; an internal one with NAT needs none.',
+      command: 'Get-NetAdapter',
     })
   }
   for (const { name, description, addresses } of adapters) {
@@ -498,7 +511,7 @@ function ofNetwork({ facts, network }: Examined, known: readonly Private[]): Fin
       id: `conflict-${index + 1}`,
       group,
       level: 'note',
-      ...ofError(text, known),
+      ...ofError(text, known, 'npx zx tasks/show-network.ts'),
       evidence: 'tasks/show-network.ts marks it',
     })
   )
@@ -523,7 +536,7 @@ function ofVms({ vms, named, check, remote }: Examined, known: readonly Private[
       id: 'vms',
       group,
       level: 'note',
-      ...ofError(vms, known),
+      ...ofError(vms, known, 'VBoxManage list vms'),
       evidence: 'VBoxManage list vms',
     }]
   }
@@ -535,6 +548,7 @@ function ofVms({ vms, named, check, remote }: Examined, known: readonly Private[
       title: 'VirtualBox has no VM',
       evidence: 'VBoxManage list vms',
       meaning: 'There is nothing to move, but what a file has: .vbox, .ova, .ovf, or disk images.',
+      command: 'npx zx recipes/doctor.ts FILE',
     }]
   }
   const said = new Set(check?.refusals)
@@ -543,13 +557,16 @@ function ofVms({ vms, named, check, remote }: Examined, known: readonly Private[
   return vms.flatMap(({ name, source, state, plan, refusals }, index) => {
     const id = `vm-${index + 1}`
     const vm = `"${hide('VM', name)}"`
+    const rehearse = `npx zx recipes/migrate.ts --dry-run ${
+      argument(source, source === name ? 'VM' : 'Path')
+    }`
     const own = refusals.filter((refusal) => !said.has(refusal))
     refusals.forEach((refusal) => said.add(refusal))
     const found: Finding[] = own.map((refusal, number) => ({
       id: `${id}-refusal-${number + 1}`,
       group,
       level: obstacle,
-      ...ofError(refusal, known),
+      ...ofError(refusal, known, rehearse),
       evidence: `recipes/migrate.ts refuses${
         state ? `; VirtualBox says ${WORD.test(state) ? state : '?'}` : ''
       }`,
@@ -576,9 +593,7 @@ function ofVms({ vms, named, check, remote }: Examined, known: readonly Private[
         : free === null
         ? `It needs ${size(data)} of space, and what is free in ${where} is not known.`
         : `It needs ${size(data)} of the ${size(free)} that are free.`,
-      command: `npx zx recipes/migrate.ts --dry-run ${
-        argument(source, source === name ? 'VM' : 'Path')
-      }`,
+      command: rehearse,
     })
     return found
   })
@@ -603,6 +618,8 @@ function argument(source: string, kind: 'VM' | 'Path'): string {
 }
 
 const GB = 1024 ** 3
+
+const CHECK = 'npx zx tasks/check-host.ts'
 
 /** Optional features that bring the hypervisor, each with what is to be known of it. */
 const FEATURES: Record<string, { title: string; meaning: string }> = {

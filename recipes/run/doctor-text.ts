@@ -9,6 +9,8 @@ export interface Answer {
   ready: boolean
   /** VirtualBox is slow because of the hypervisor below Windows. */
   crawls: boolean
+  /** A hypervisor runs below the host's system; null where that is not known. */
+  below: boolean | null
   /** Their texts may have marks of what is private. */
   findings: Finding[]
 }
@@ -47,7 +49,7 @@ export function screenText(
       lines.push('')
     }
   }
-  if (picture || answer.crawls) lines.push(drawStacks(answer.crawls), '')
+  if (picture || answer.crawls) lines.push(drawStacks(answer.below), '')
   lines.push(...fold(summary(answer), '', ''))
   return lines.join('\n')
 }
@@ -84,9 +86,10 @@ export function reportText(answer: Answer): string {
   ].join('\n')
 }
 
-/** The two ways in which a VM gets the processor; `above` says that this computer is the second one. */
-export function drawStacks(above: boolean | undefined): string {
-  const here = (it: boolean) => above === it ? '   <- this computer' : ''
+/** The two ways in which a VM gets the processor; `below` says that the host is the second one, with
+ * its hypervisor below its system; null that it is not known. */
+export function drawStacks(below: boolean | null): string {
+  const here = (it: boolean) => below === it ? '   <- this host' : ''
   return [
     `Type 2: the hypervisor is a program of the system${here(false)}`,
     '',

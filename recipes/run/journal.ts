@@ -4,7 +4,7 @@
  */
 import envPaths from 'env-paths'
 import fs from 'fs-extra'
-import { join, resolve } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { type Plan, type StepResult, targetOf } from './plan.ts'
 import type { SourceFile } from './source.ts'
 
@@ -60,16 +60,33 @@ export function canBeTakenBack({ plan, done, unfinished, outcome }: Journal): bo
     (done.some(({ result }) => result.changed) || unfinished.some((id) => undoable.includes(id)))
 }
 
+/** What is said where the folder for journals refuses a run; undefined of what is no file system's error. */
+export function stateRefused(folder: string, cause: unknown): Error | undefined {
+  const { code, syscall } = cause as NodeJS.ErrnoException
+  if (code === undefined || syscall === undefined) return undefined
+  const words = code === 'ENOSPC'
+    ? 'its volume is full. Make room there, or name'
+    : `${(cause as Error).message.split(',')[0]}. Name`
+  return new Error(
+    `Cannot keep a run's journal in "${folder}": ${words} another folder by --state DIR`,
+    { cause },
+  )
+}
+
 /** Appends an entry and returns when it is on the disk. */
 export async function record(file: string, entry: Untimed<JournalEntry>): Promise<void> {
   const { entry: kind, ...rest } = entry
   const line = JSON.stringify({ entry: kind, time: new Date().toISOString(), ...rest })
-  const handle = await fs.open(file, 'a')
   try {
-    await fs.write(handle, `\n${line}\n`) // its own line, whatever was cut short before
-    await fs.fsync(handle)
-  } finally {
-    await fs.close(handle)
+    const handle = await fs.open(file, 'a')
+    try {
+      await fs.write(handle, `\n${line}\n`) // its own line, whatever was cut short before
+      await fs.fsync(handle)
+    } finally {
+      await fs.close(handle)
+    }
+  } catch (error) {
+    throw stateRefused(dirname(dirname(file)), error) ?? error
   }
 }
 
@@ -98,7 +115,14 @@ export async function beginJournal(state: string, plan: Plan): Promise<Journal> 
  */
 export async function readJournals(state: string, to?: string): Promise<Journal[]> {
   const folder = join(state, 'runs')
-  const names = await fs.pathExists(folder) ? await fs.readdir(folder) : []
+  const names = await fs.readdir(folder).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return []
+    throw new Error(
+      `Cannot read the journals in "${folder}": ${error.message.split(',')[0]}. ` +
+        'Name another folder by --state DIR',
+      { cause: error },
+    )
+  })
   const journals = await Promise.all(
     names.filter((name) => name.endsWith('.jsonl')).map((name) => readJournal(join(folder, name))),
   )

@@ -8,6 +8,7 @@ import { hostname, uptime } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import process from 'node:process'
 import { setTimeout as delay } from 'node:timers/promises'
+import { stateRefused } from './journal.ts'
 import type { Plan } from './plan.ts'
 
 /** What a run holds, in words that end the sentence "Cannot work on ...". */
@@ -52,7 +53,7 @@ export async function lock(
     }
     // a run that was refused leaves no trace
     await fs.rmdir(folder).then(() => fs.rmdir(state)).catch((error: NodeJS.ErrnoException) => {
-      const kept = ['ENOTEMPTY', 'EEXIST', 'ENOENT', 'EPERM', 'EACCES', 'EBUSY']
+      const kept = ['ENOTEMPTY', 'EEXIST', 'ENOENT', 'EPERM', 'EACCES', 'EBUSY', 'ENOTDIR', 'EROFS']
       if (!kept.includes(error.code ?? '')) throw error
     })
   }
@@ -71,7 +72,7 @@ export async function lock(
     }
   } catch (error) {
     await release()
-    throw error
+    throw stateRefused(state, error) ?? error
   }
   return release
 }

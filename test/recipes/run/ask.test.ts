@@ -51,14 +51,35 @@ console.log('chosen:', await select('Which VM?', ['web', '跳板机']))`,
   match(text, /\? Which VM\? 跳板机\r\nchosen: 跳板机/)
 })
 
+test('asks nothing in a CI that has a terminal, and says it in plain lines', async ({ dir }) => {
+  const { ova } = await demo('bios', dir)
+  const args = [ova, '--to', `bundle:${join(dir, 'b')}`, '--state', join(dir, 'state')]
+  const recipe = join(root, 'recipes', 'migrate.ts')
+  const { text, code } = await terminal([recipe, ...args], /Go ahead/, 'n\r', { CI: 'true' })
+  equal(code, 0)
+  match(text, /\nbegins {5}Convert [^]+\ndone {7}Convert [^]+The bundle is/)
+})
+
 /** Runs a program in a terminal and types `keys` when it has asked. */
-async function terminal(args: string[], question: RegExp, keys: string) {
+async function terminal(
+  args: string[],
+  question: RegExp,
+  keys: string,
+  more: NodeJS.ProcessEnv = {},
+) {
   const runtime = 'Deno' in globalThis ? ['run', '-A', '--config', join(root, 'deno.json')] : []
   const quoted = [process.execPath, ...runtime, ...args].map((arg) => `'${arg}'`).join(' ')
   const child = spawn('script', ['-qec', `stty cols 80 rows 40; exec ${quoted}`, '/dev/null'], {
     cwd: root,
     stdio: ['pipe', 'pipe', 'inherit'],
-    env: { ...process.env, TERM: 'xterm', NO_COLOR: '1', FORCE_COLOR: undefined, CI: undefined },
+    env: {
+      ...process.env,
+      TERM: 'xterm',
+      NO_COLOR: '1',
+      FORCE_COLOR: undefined,
+      CI: undefined,
+      ...more,
+    },
   })
   let text = ''
   let typed = false

@@ -75,6 +75,14 @@ journals('refuses a journal that is damaged elsewhere', async ({ state }) => {
   })
 })
 
+journals('says that the volume of its folder is full', async () => {
+  if (!await fs.pathExists('/dev/full')) return
+  await rejects(record('/dev/full', { entry: 'end', outcome: 'done' }), {
+    message: 'Cannot keep a run\'s journal in "/": its volume is full. Make room there, or name ' +
+      'another folder by --state DIR',
+  })
+})
+
 journals('finds no journals where there is no folder, and makes none', async ({ state }) => {
   deepEqual(await readJournals(join(state, 'none')), [])
   equal(await fs.pathExists(join(state, 'none')), false)

@@ -83,6 +83,15 @@ locks('gives a stale lock to one of many', async ({ state }) => {
   equal(taken.filter(({ status }) => status === 'fulfilled').length, 1)
 })
 
+locks('says which folder refuses a run, and what names another', async ({ state }) => {
+  const file = join(state, 'file')
+  await fs.writeFile(file, '')
+  await rejects(
+    lock(file, [vm], 'the run one'),
+    /^Error: Cannot keep a run's journal in ".+file": .+\. Name another folder by --state DIR$/,
+  )
+})
+
 /** Leaves a lock behind, of another owner. */
 async function change(state: string, owner: object): Promise<string> {
   await lock(state, [vm], 'the run one')
