@@ -109,7 +109,7 @@ async function take(file: string, owner: Owner): Promise<void> {
       continue
     } catch (error) {
       const { code = '' } = error as NodeJS.ErrnoException
-      if (code === 'ENOENT') continue
+      if (code === 'ENOENT' && tries < 20) continue
       // Windows says EPERM where one is being removed
       if (!['EEXIST', 'EPERM'].includes(code) || code === 'EPERM' && tries > 20) throw error
     }

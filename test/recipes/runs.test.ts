@@ -67,7 +67,7 @@ listing('tells what was begun from what is to do, and how to go on', async ({ st
     /Bob’s-web: stopped\n.+\n\n changed {2}Do one\n to do {4}Do two\n\nGo on with it by the same command/,
   )
   // ’ is a quote in PowerShell, and the journal is not where undo would look
-  match(stdout, /\n {2}npx zx recipes\/undo\.ts "\S+-Bob’s-web" --state \S+state\n/)
+  match(stdout, /\n {2}npx zx recipes\/undo\.ts "\S+-Bob’s-web" --state .+state"?\n/)
 })
 
 listing('shows and takes back those to one place, when that is named', async ({ state, dir }) => {

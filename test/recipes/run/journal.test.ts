@@ -2,6 +2,7 @@ import fs from 'fs-extra'
 import { deepEqual, equal, rejects } from 'node:assert/strict'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import process from 'node:process'
 import { suite } from 'uvu'
 import { beginJournal, readJournals, record } from '../../../recipes/run/journal.ts'
 import type { Plan } from '../../../recipes/run/plan.ts'
@@ -76,7 +77,7 @@ journals('refuses a journal that is damaged elsewhere', async ({ state }) => {
 })
 
 journals('says that the volume of its folder is full', async () => {
-  if (!await fs.pathExists('/dev/full')) return
+  if (process.platform !== 'linux') return
   await rejects(record('/dev/full', { entry: 'end', outcome: 'done' }), {
     message: 'Cannot keep a run\'s journal in "/": its volume is full. Make room there, or name ' +
       'another folder by --state DIR',
