@@ -62,8 +62,8 @@ export function canBeTakenBack({ plan, done, unfinished, outcome }: Journal): bo
 
 /** What is said where the folder for journals refuses a run; undefined of what is no file system's error. */
 export function stateRefused(folder: string, cause: unknown): Error | undefined {
-  const { code, syscall } = cause as NodeJS.ErrnoException
-  if (code === undefined || syscall === undefined) return undefined
+  const { code = '' } = cause as NodeJS.ErrnoException
+  if (!/^E[A-Z0-9]+$/.test(code)) return undefined
   const words = code === 'ENOSPC'
     ? 'its volume is full. Make room there, or name'
     : `${(cause as Error).message.split(',')[0]}. Name`
