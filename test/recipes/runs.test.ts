@@ -48,7 +48,11 @@ listing('tells what a run changed, and that it was taken back', async ({ state, 
   deepEqual(run?.steps.map(({ step, outcome }) => [step, outcome]), [['convert-disk-1', 'changed']])
   await migrate({ source: [ova], to, state }, { screen })
   equal((await runs({ run: 'last', state }))[0]?.steps[0]?.outcome, 'already so')
+  const stopped = { screen, signal: AbortSignal.abort() }
+  await rejects(undo({ run: String(run?.run), state }, stopped), /^Stopped: Stopped\. Run the same/)
+  equal(await fs.pathExists(join(dir, 'bundle', 'disks')), true)
   await undo({ run: String(run?.run), state }, { screen })
+  equal(await fs.pathExists(join(dir, 'bundle')), false)
   const [first] = await runs({ state })
   deepEqual([first?.outcome, first?.steps[0]?.outcome], ['undone', 'taken back'])
 })
