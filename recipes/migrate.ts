@@ -5,7 +5,7 @@ import { Listr } from 'listr2'
 import { join, resolve } from 'node:path'
 import process from 'node:process'
 import { checkHost, type CheckHostResult } from '../tasks/check-host.ts'
-import { inspectDisk } from '../tasks/convert-disk.ts'
+import { inspectDisk, sizeOfUnfinished } from '../tasks/convert-disk.ts'
 import { parseMemory } from '../tasks/create-vm.ts'
 import type { EnableNestedResult } from '../tasks/enable-nested.ts'
 import { inspectVm, listVms, type VmDescription } from '../tasks/inspect-vm.ts'
@@ -19,7 +19,14 @@ import type { StartVmResult } from '../tasks/start-vm.ts'
 import { guardOptions, readGuard } from '../tasks/guard.ts'
 import { showPicture } from '../tasks/verify.ts'
 import { commandLine, dryRun, onWindows, type Option, parseHost } from '../tasks/task.ts'
-import { beginBundle, BUNDLE, bundleState, finishBundle, removeBundle } from './run/bundle.ts'
+import {
+  beginBundle,
+  BUNDLE,
+  bundleState,
+  finishBundle,
+  holdsNothing,
+  removeBundle,
+} from './run/bundle.ts'
 import { Stopped } from './run/ask.ts'
 import { cutOffMaking, findOut, isSince, madeIn, sizeThere } from './run/cut-off.ts'
 import { checkElevation, converse, elevate, elevateOptions, offerElevation } from './run/elevate.ts'
@@ -78,6 +85,7 @@ import {
   perform,
   powershellFor,
   type Progress,
+  removeUnfinished,
   scriptOf,
   type StepResult,
 } from './run/steps.ts'
@@ -371,7 +379,7 @@ async function checkBundle(plan: Plan, dir: string): Promise<string[]> {
     return []
   }
   const needed = plan.source.disks.reduce((sum, disk) => sum + disk.allocatedSize, 0)
-  const free = await freeSpace(resolve(dir))
+  const free = await freeSpace(resolve(dir)) + await sizeOfBegun(plan, (to) => join(dir, to))
   if (free >= needed) return []
   return [
     `Cannot write the bundle to "${dir}": it needs ${size(needed)}, and ${size(free)} are free. ` +
@@ -410,6 +418,7 @@ async function checkReach(plan: Plan, { ps, here }: Host, state: string): Promis
     if (size !== undefined) made.push({ step, path, size, own })
     if (remote && step.task === 'convert-disk') continue
     if (size !== undefined && own) arrived += size
+    if (!remote) arrived += await sizeOfUnfinished({ to: await here(path) })
     if (remote && size === undefined) arrived += await sizeThere(`${path}.partial`, ps) ?? 0
   }
   // what an earlier run wrote needs no space again
@@ -437,11 +446,23 @@ async function checkReach(plan: Plan, { ps, here }: Host, state: string): Promis
   return refusals
 }
 
+/** Bytes of the disks that runs of before have converted, or begun to, which need no space again. */
+async function sizeOfBegun(plan: Plan, place: (to: string) => string): Promise<number> {
+  let sum = 0
+  for (const step of plan.steps) {
+    if (step.task !== 'convert-disk') continue
+    const to = place(step.options.to)
+    sum += (await fs.stat(to).catch(() => undefined))?.size ?? 0
+    sum += await sizeOfUnfinished({ to })
+  }
+  return sum
+}
+
 /** Disks for another machine are converted here first. */
 async function checkStage(plan: Plan, stage: string): Promise<string[]> {
   const left = plan.steps.filter(({ task, already }) => task === 'convert-disk' && !already)
   const all = plan.source.disks.reduce((sum, disk) => sum + disk.allocatedSize, 0)
-  const free = await freeSpace(stage)
+  const free = await freeSpace(stage) + await sizeOfBegun(plan, (to) => to)
   if (left.length === 0 || free >= all) return []
   return [
     `Cannot convert the disks in "${stage}": they need ${size(all)}, and ${size(free)} are free. ` +
@@ -525,8 +546,10 @@ async function run(
   const work = async (step: Step, onProgress: (progress: Progress) => void) => {
     const begun = journal.unfinished.includes(step.id) ? journal.begun[step.id] : undefined
     if (step.already) {
-      const found = begun &&
-        await findOut(await placed(step), begun, { ps: powershellFor(host, step) })
+      const tools = { ps: powershellFor(host, step) }
+      const found = begun && await findOut(await placed(step), begun, tools)
+      // a run that was killed between the last two things that a conversion does
+      if (begun && step.task === 'convert-disk') await removeUnfinished(await placed(step), tools)
       if (found) await record(journal.file, { entry: 'done', step: step.id, result: found })
       return { changed: false }
     }
@@ -550,7 +573,11 @@ async function run(
     const before = begun?.expected
     const expected = before ?? await foresee(call, tools, made)
     await record(journal.file, { entry: 'started', step: step.id, ...(expected && { expected }) })
-    const answer = await perform(call, tools)
+    let answer = await perform(call, tools)
+    if (call.task === 'convert-disk' && !answer.changed && begun) {
+      // what it found done the run has done itself, which did not come to saying so
+      answer = await findOut(call, begun, tools) ?? answer
+    }
     const result = before ? completed(before, answer) : answer
     if (result.changed && result.before === undefined) made.add(step.task)
     await record(journal.file, { entry: 'done', step: step.id, result })
@@ -610,7 +637,7 @@ async function run(
     if (changed.length > 0) throw new Error('Cannot vouch for what was made')
   } catch (error) {
     changed ??= await prove()
-    if (dir && ![...results.values()].some(({ changed }) => changed)) await removeBundle(dir)
+    if (dir && await holdsNothing(dir)) await removeBundle(dir)
     await record(journal.file, { entry: 'end', outcome: signal?.aborted ? 'stopped' : 'failed' })
     const known = (await readJournals(state)).find(({ file }) => file === journal.file)
     const takeBack = known && canBeTakenBack(known)

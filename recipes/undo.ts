@@ -14,8 +14,8 @@ import { type Journal, readJournals, record, stateFolder } from './run/journal.t
 import { lock, locksOf } from './run/lock.ts'
 import type { Step, StepResult } from './run/plan.ts'
 import { LEFT, logOption, type Screen, STOPPING, terminal, UNCHANGED } from './run/screen.ts'
-import { removePartial, removeStage } from './run/send-disk.ts'
-import { powershellFor, takeBack } from './run/steps.ts'
+import { removeStage } from './run/send-disk.ts'
+import { powershellFor, removeUnfinished, takeBack } from './run/steps.ts'
 
 export interface UndoOptions extends GuardOptions {
   /** A run by its name, or `last`: the newest that changed something and is not taken back. @default last */
@@ -71,11 +71,8 @@ export async function undo(
       : await host?.here(to) ?? to
     return { ...step, options: { ...step.options, to: path } }
   }
-  const partials = plan.steps.flatMap((step) =>
-    step.task === 'send-disk' && journal.unfinished.includes(step.id) ? [step.options.to] : []
-  )
   const release = await lock(state, locksOf(plan), `the undo of the run ${journal.run}`)
-  const host = asked !== undefined && steps.length + partials.length > 0 ? open(asked) : undefined
+  const host = asked !== undefined && steps.length > 0 ? open(asked) : undefined
   let left = steps.length
   const list = new Listr<object, 'default' | 'silent'>(
     steps.map(({ step, result, begun }) => ({
@@ -96,6 +93,7 @@ export async function undo(
           if (begun && step.task === 'create-switch') await undoPending(ps)
           const found = result ?? (begun && await findOut(await placed(step), begun, { ps }))
           if (found) await takeBack(step.task, found, { ps, guard })
+          if (begun) await removeUnfinished(await placed(step), { ps })
         } catch (error) {
           say('failed')
           throw error
@@ -116,7 +114,6 @@ export async function undo(
   try {
     await list.run()
     if (left > 0) throw new Stopped('Stopped. Run the same command again to go on')
-    for (const to of partials) await removePartial(to, (host as Host).ps)
     if (target.kind === 'bundle') await removeBundle(resolve(target.dir))
     if (target.kind === 'ssh') await removeStage(target.stage)
     await record(journal.file, { entry: 'end', outcome: 'undone' })

@@ -3,11 +3,15 @@
  * process: PowerShell, too, ends what it was at when the program that asked for it is killed.
  *
  *     fork('test/run-migration.ts', [], { serialization: 'advanced' })
+ *
+ * With a step as its argument, it is killed in the middle of that, once it goes on where one of before was
+ * stopped.
  */
 import type { ChildProcess } from 'node:child_process'
 import process from 'node:process'
 import { migrate, type MigrateOptions, type Outcome } from '../recipes/migrate.ts'
 import type { Host } from '../recipes/run/host.ts'
+import type { Screen } from '../recipes/run/screen.ts'
 import { HostError } from '../tasks/task.ts'
 
 type Call = { call: number; step: string; pieces: string[]; values: unknown[] }
@@ -53,10 +57,17 @@ function tell(said: Said): void {
   process.send?.(said)
 }
 
+const [victim] = process.argv.slice(2)
+
+const screen: Screen = (event) => {
+  if (event.event !== 'progress' || event.step !== victim || !event.resumed) return
+  process.kill(process.pid, 'SIGKILL')
+}
+
 if (process.send) {
   process.once('message', async (options: MigrateOptions) => {
     try {
-      tell({ outcome: await migrate(options, { screen: () => {}, host: remote }) })
+      tell({ outcome: await migrate(options, { screen, host: remote }) })
     } catch (error) {
       tell({ failure: (error as Error).message })
     }

@@ -46,6 +46,15 @@ export async function finishBundle(dir: string, plan: Plan): Promise<void> {
   await fs.writeFile(join(dir, BUNDLE.sums), sums.join(''))
 }
 
+/** Whether there are no disks in it, not even one that was begun. */
+export async function holdsNothing(dir: string): Promise<boolean> {
+  const names = await fs.readdir(join(dir, 'disks')).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return []
+    throw error
+  })
+  return names.length === 0
+}
+
 /** Removes the files of a bundle and the folders they leave empty; what else is there stays. */
 export async function removeBundle(dir: string): Promise<void> {
   for (const name of Object.values(BUNDLE)) await fs.remove(join(dir, name))

@@ -16,7 +16,7 @@ export type RunEvent =
   | { event: 'note'; text: string }
   | { event: 'plan'; plan: Plan; refusals: string[] }
   | { event: 'step'; step: string; title: string; state: StepState; text?: string }
-  | { event: 'progress'; step: string; done: number; total: number; rate: number; left: number }
+  | { event: 'progress'; step: string } & Measured
   | { event: 'source'; files: SourceFile[]; changed: string[] }
   | { event: 'end'; outcome: Ending; next: string[] }
   | { event: 'error'; message: string }
@@ -155,25 +155,30 @@ export const STOPPING = 'Stops when this step is done. Ctrl-C again stops at onc
 const AT_ONCE = 'Stopped at once, and the step that ran may be half done. ' +
   'Run the same command again to go on'
 
-/** "42 %, 310 MB/s, 12 s left". */
-export function describeProgress(
-  { done, total, rate, left }: { done: number; total: number; rate: number; left: number },
-): string {
-  const percent = total === 0 ? 100 : Math.floor((done / total) * 100)
+/** How far a step is: bytes, bytes a second, seconds. */
+export interface Measured extends Progress {
+  rate: number
+  left: number
+}
+
+/** "42 % of 20 GB, 310 MB/s, 12 s left". */
+export function describeProgress({ done, total, rate, left, resumed }: Measured): string {
+  const percent = (bytes: number) => total === 0 ? 100 : Math.floor((bytes / total) * 100)
   const time = left >= 90 ? `${Math.round(left / 60)} min` : `${Math.ceil(left)} s`
-  return `${percent} % of ${size(total)}${rate > 0 ? `, ${size(rate)}/s, ${time} left` : ''}`
+  const from = resumed === undefined ? '' : ` (goes on from ${percent(resumed)} %)`
+  const speed = rate > 0 ? `, ${size(rate)}/s, ${time} left` : ''
+  return `${percent(done)} % of ${size(total)}${from}${speed}`
 }
 
 /** Turns what a task reports into how fast it goes (bytes a second) and how long it will take (seconds). */
 export function measure(now: () => number = performance.now.bind(performance)) {
   const start = now()
-  return (
-    { done, total }: Progress,
-  ): { done: number; total: number; rate: number; left: number } => {
+  return ({ done, total, resumed }: Progress): Measured => {
     const seconds = (now() - start) / 1000
     // the first moments say nothing about the rest
-    const rate = seconds < 0.5 ? 0 : done / seconds
-    return { done, total, rate, left: rate > 0 ? (total - done) / rate : 0 }
+    const rate = seconds < 0.5 ? 0 : (done - (resumed ?? 0)) / seconds
+    const left = rate > 0 ? (total - done) / rate : 0
+    return { done, total, rate, left, ...(resumed !== undefined && { resumed }) }
   }
 }
 

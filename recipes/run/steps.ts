@@ -1,7 +1,11 @@
 /** The tasks that steps are made of, each with its undo, and how a step is done, asked or written down. */
 import { attachAdapter, undoAttachAdapter } from '../../tasks/attach-adapter.ts'
 import { checkHost } from '../../tasks/check-host.ts'
-import { convertDisk, undoConvertDisk } from '../../tasks/convert-disk.ts'
+import {
+  convertDisk,
+  undoConvertDisk,
+  undoUnfinishedConvertDisk,
+} from '../../tasks/convert-disk.ts'
 import { createSwitch, undoCreateSwitch } from '../../tasks/create-switch.ts'
 import { createVm, undoCreateVm } from '../../tasks/create-vm.ts'
 import { enableNested, undoEnableNested } from '../../tasks/enable-nested.ts'
@@ -14,7 +18,7 @@ import { setHardware, undoSetHardware } from '../../tasks/set-hardware.ts'
 import { setStaticIp, undoSetStaticIp } from '../../tasks/set-static-ip.ts'
 import { startVm, undoStartVm } from '../../tasks/start-vm.ts'
 import { type PowerShell, type PowerShellProcess, script } from '../../tasks/task.ts'
-import { sendDisk, type SendDiskOptions } from './send-disk.ts'
+import { removePartial, sendDisk, type SendDiskOptions } from './send-disk.ts'
 
 /** What a step may use while it works. */
 export interface Tools {
@@ -35,11 +39,15 @@ export interface Tools {
 export interface Progress {
   done: number
   total: number
+  /** Of `done`, what a run of before has done, from which this one goes on. */
+  resumed?: number
 }
 
 interface Task<O, R> {
   run: (options: O & { dryRun?: boolean }, tools: Tools) => Promise<R>
   undo?: (result: R, tools: Tools) => Promise<unknown>
+  /** Removes what was written by a run that did not come to its end, and is there to be gone on with. */
+  undoUnfinished?: (options: O, tools: Tools) => Promise<unknown>
 }
 
 const task = <O, R>(task: Task<O, R>): Task<O, R> => task
@@ -51,10 +59,11 @@ export const tasks = {
   'convert-disk': task({
     run: (options: Parameters<typeof convertDisk>[0], { here, signal, onProgress }) =>
       convertDisk(
-        { ...options, ...(signal && { signal }), ...(onProgress && { onProgress }) },
+        { ...options, resume: true, ...(signal && { signal }), ...(onProgress && { onProgress }) },
         here,
       ),
     undo: (result) => undoConvertDisk(result),
+    undoUnfinished: (options) => undoUnfinishedConvertDisk(options),
   }),
   'place-disk': task({
     run: (options: Parameters<typeof placeDisk>[0], { ps }) => placeDisk(options, ps),
@@ -68,6 +77,7 @@ export const tasks = {
       return sendDisk(options, { host, step, signal, onProgress })
     },
     undo: (result, { ps }) => undoPlaceDisk(result, ps),
+    undoUnfinished: ({ to }, { ps }) => removePartial(to, ps),
   }),
   'prepare-guest': task({
     run: async (options: Parameters<typeof prepareDisk>[0], { ps }) => {
@@ -189,6 +199,12 @@ export function completed(expected: StepResult, now: StepResult): StepResult {
 export async function takeBack(name: TaskName, result: StepResult, tools: Tools): Promise<void> {
   const { undo } = tasks[name] as unknown as Task<object, object>
   if (result.changed) await undo?.(result, tools)
+}
+
+/** Removes what a step has written of a file that it did not come to the end of. */
+export async function removeUnfinished({ task, options }: Call, tools: Tools): Promise<void> {
+  const { undoUnfinished } = tasks[task] as unknown as Task<object, object>
+  await undoUnfinished?.(options, tools)
 }
 
 /** The PowerShell that a step would run, whole, without running it: the task asks a recorder instead of a host. */

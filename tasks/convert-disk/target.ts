@@ -103,10 +103,19 @@ export async function writeWhole<T>(
       for (const name of [temporary, ...checkpointsOf(temporary)]) await rm(name, { force: true })
     }
     if (made !== undefined && !kept) await removeFolders(folder, made)
+    // a scanner may have it open: then it is this process's, until that ends
+    if (temporary !== undefined && kept) await release(temporary).catch(() => {})
     throw explain(error, path, signal, kept)
   } finally {
     if (temporary !== undefined) inWork.delete(temporary)
   }
+}
+
+/** Lets another process go on with a file while this one still runs: no process has the number 0. */
+async function release(temporary: string): Promise<void> {
+  const free = temporary.replace(/\d+(?=-[0-9a-f]{8}\.partial$)/, '0')
+  await rename(checkpointOf(temporary), checkpointOf(free))
+  await rename(temporary, free)
 }
 
 /** Where it is kept how far a temporary file is. */
@@ -163,7 +172,7 @@ async function takeOver(path: string): Promise<string | undefined> {
     if (!partial) continue
     const found = await lstat(partial.file).catch(() => undefined)
     // one with a second name is a file of somebody else
-    if (!found?.isFile() || found.nlink !== 1) continue
+    if (!found?.isFile() || found.nlink > 1) continue
     const temporary = nameOf(path, id)
     inWork.add(temporary)
     try {
@@ -198,6 +207,7 @@ export async function sizeOfLeftovers(path: string): Promise<number> {
 /** Whether the process that a file is named after may still be at work on it. */
 async function isInWork(file: string, pid: number): Promise<boolean> {
   const partial = file.replace(/checkpoint(\.new)?$/, 'partial')
+  if (pid === 0) return false
   if (pid === process.pid) return inWork.has(partial)
   const written = await lstat(partial).catch(() => lstat(file)).catch(() => undefined)
   if (!written || !lives(pid)) return false

@@ -3,7 +3,7 @@
  * then is what it leaves when nobody disturbs it, and nothing more.
  */
 import fs from 'fs-extra'
-import { deepEqual, equal, ok } from 'node:assert/strict'
+import { deepEqual, equal, match, ok, rejects } from 'node:assert/strict'
 import { execFile, fork } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
@@ -13,10 +13,12 @@ import process from 'node:process'
 import { promisify } from 'node:util'
 import { suite } from 'uvu'
 import { demo } from '../../fixtures/demo.ts'
-import type { MigrateOptions, Outcome } from '../../recipes/migrate.ts'
+import { migrate, type MigrateOptions, type Outcome } from '../../recipes/migrate.ts'
 import type { Host } from '../../recipes/run/host.ts'
 import { readJournals } from '../../recipes/run/journal.ts'
+import { describeProgress, type RunEvent } from '../../recipes/run/screen.ts'
 import { undo } from '../../recipes/undo.ts'
+import { convertDisk } from '../../tasks/convert-disk.ts'
 import { needs } from '../needs.ts'
 import { answer, type Said } from '../run-migration.ts'
 import { comparable, quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
@@ -30,6 +32,58 @@ kills.before.each(async (context) => {
   context.dir = await fs.mkdtemp(join(tmpdir(), 'kills-'))
 })
 kills.after.each(({ dir }) => dir ? fs.remove(dir) : undefined)
+
+kills('of a run in the middle of a disk let the next go on from there', async ({ dir }) => {
+  const { vdi } = await demo('bios', dir)
+  const data = join(dir, 'data.img')
+  const random = seeded(4)
+  const bytes = Buffer.alloc(40 << 20)
+  for (let at = 0; at < bytes.length; at += 4) bytes.writeUInt32LE(random() * 2 ** 32, at)
+  await fs.writeFile(data, bytes)
+  const folder = join(dir, 'b')
+  const disks = join(folder, 'disks')
+  const options = { source: [vdi, data], to: `bundle:${folder}`, state: join(dir, 'state') }
+  const step = 'convert-disk-2'
+  const stopped = async () => {
+    const stop = new AbortController()
+    const screen = (event: RunEvent) => {
+      if (event.event === 'progress' && event.step === step) stop.abort()
+    }
+    await rejects(
+      migrate(options, { screen, signal: stop.signal }),
+      /^Stopped: Stopped\. Run the same/,
+    )
+    equal((await fs.readdir(disks)).length, 3) // a disk that is done, and one with its checkpoint
+  }
+  await stopped()
+  const child = await start(options, undefined, step)
+  equal((await child.ended).outcome, undefined)
+  equal((await fs.readdir(disks)).length, 3)
+  const events: RunEvent[] = []
+  equal(await migrate(options, { screen: (event) => events.push(event) }), 'done')
+  const states = events.flatMap((event) =>
+    event.event === 'step' ? [`${event.step} ${event.state}`] : []
+  )
+  deepEqual(states, [
+    'convert-disk-1 started',
+    'convert-disk-1 same',
+    `${step} started`,
+    `${step} done`,
+  ])
+  const first = events.find((event) => event.event === 'progress' && event.step === step)
+  ok(first?.event === 'progress' && first.resumed! > 0 && first.done === first.resumed)
+  match(describeProgress(first), /^\d\d % of 40 MB \(goes on from \d\d %\)$/)
+  deepEqual((await fs.readdir(disks)).sort(), ['Demo BIOS-2.vhdx', 'Demo BIOS.vhdx'])
+  const raw = join(dir, 'again.img')
+  await convertDisk({ from: join(disks, 'Demo BIOS-2.vhdx'), to: raw })
+  equal(await sum(raw), await sum(data))
+  // what the three runs wrote is the run's, and one that is stopped can be taken back
+  await undo({ state: options.state }, { screen: () => {} })
+  equal(await fs.pathExists(folder), false)
+  await stopped()
+  await undo({ state: options.state }, { screen: () => {} })
+  equal(await fs.pathExists(folder), false)
+})
 
 needs(kills, 'qemu-img')(
   'of a run that packs a bundle leave a whole one, and never a wrong one',
@@ -163,9 +217,9 @@ interface Run {
   kill: () => void
 }
 
-/** Starts a run in a process of its own; resolves as it begins to work. */
-async function start(options: MigrateOptions, host?: Host): Promise<Run> {
-  const child = fork(program, [], {
+/** Starts a run in a process of its own, which is killed in the step `victim`; resolves as it begins to work. */
+async function start(options: MigrateOptions, host?: Host, victim?: string): Promise<Run> {
+  const child = fork(program, victim === undefined ? [] : [victim], {
     serialization: 'advanced',
     stdio: 'inherit',
     env: { ...process.env, NODE_COMPILE_CACHE: cache }, // it starts in half the time

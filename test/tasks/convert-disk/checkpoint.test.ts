@@ -322,7 +322,7 @@ linux('goes on where the killed process’s number is another’s by now', async
   await once(other, 'spawn')
   const before = Date.now() / 1000 - 120
   for (const name of await leftOf(dir)) {
-    const renamed = join(dir, name.replace(String(process.pid), String(other.pid)))
+    const renamed = join(dir, name.replace(/\.\d+-/, `.${other.pid}-`))
     await fs.rename(join(dir, name), renamed)
     await fs.utimes(renamed, before, before)
   }
@@ -339,7 +339,7 @@ resumes('leaves alone what another process writes just now', async ({ dir, file 
   const to = await file('a.vhdx')
   await stopped({ from, to })
   for (const name of await leftOf(dir)) {
-    const renamed = name.replace(String(process.pid), String(process.ppid))
+    const renamed = name.replace(/\.\d+-/, `.${process.ppid}-`)
     await fs.rename(join(dir, name), join(dir, renamed))
   }
   equal((await convertDisk({ from, to, resume: true })).resumedAt, undefined)
