@@ -1,19 +1,21 @@
 /**
- * Every call of the host in a migration is cut off once: before it has done anything, after each change
- * that it makes there, and after all, its answer lost. `undo` brings the host back each time.
+ * Every call of the host in a migration goes wrong in each way: it fails, it fails and has made its change,
+ * it hangs until its time limit stops it, PowerShell is dead, and the answer is lost - before it has done
+ * anything, and at each change that it makes there. `undo` brings the host back each time.
  */
 import fs from 'fs-extra'
 import { deepEqual, equal, ok } from 'node:assert/strict'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import process from 'node:process'
+import { setTimeout as delay } from 'node:timers/promises'
 import { suite } from 'uvu'
 import { demo } from '../../fixtures/demo.ts'
 import { migrate, type MigrateOptions } from '../../recipes/migrate.ts'
 import type { Host } from '../../recipes/run/host.ts'
 import { readJournals } from '../../recipes/run/journal.ts'
 import { undo } from '../../recipes/undo.ts'
-import type { PowerShell } from '../../tasks/task.ts'
+import { HostError, type PowerShell } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
 import { comparable, quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 
@@ -54,80 +56,111 @@ faults.after.each(async ({ dir, host }) => {
 
 const test = needs(faults, 'pwsh')
 
+const KINDS = ['error', 'half', 'hang', 'dead'] as const
+
 test('are undone, wherever a run is cut off', async ({ dir, host, options, seed }) => {
   const run = join(dir, 'run')
   const aside = join(dir, 'aside')
-  const dies = join(host.dir, 'host.json.dies')
+  const file = join(host.dir, 'host.json.fault')
   let calls = 0
-  let cases = 0
+  const count = { error: 0, half: 0, hang: 0, dead: 0, lost: 0 }
   const seen = new Set<string>()
   /** Takes back what has been done by now, looks, and goes on where it was. */
   const takeBack = async (words: string) => {
-    cases++
     // where nothing has changed, neither there nor in the journal, undo has nothing else to do
     const journals = await Promise.all(
       (await readJournals(join(run, 'state'))).map(({ file }) => fs.readFile(file, 'utf8')),
     )
-    const state = JSON.stringify([await host.text(), journals])
+    const state = numbered(JSON.stringify([await host.text(), journals]))
     if (seen.has(state)) return
     seen.add(state)
     await fs.copy(run, aside)
     await fs.remove(join(run, 'state', 'locks')) // the run is dead to who takes it back
     const now = await snapshot(host, join(dir, 'now'))
     const tools = { screen: () => {}, host: () => through(host, (_, ps) => ps) }
-    await undo({ state: options.state }, tools).catch((error: Error) => {
+    // a guard would be a PowerShell of its own each time, and has tests of its own
+    await undo({ state: options.state, guard: false }, tools).catch((error: Error) => {
       // nothing was begun yet, or what was begun changes nothing
       if (!/no run is in|the runs are/.test(error.message)) {
         throw new Error(`${words}: ${error.message}`, { cause: error })
       }
     })
-    try {
+    const look = async () => {
       // what a guest was told is in its own disk, which is gone
       const { guests: _, ...state } = await host.state()
       const { guests: __, ...before } = JSON.parse(seed)
       deepEqual(comparable(state), comparable(before))
-    } catch (cause) {
-      throw new Error(`${words}: ${(cause as Error).message}`, { cause })
+    }
+    // a guard that sees its change confirmed, or gone, goes by itself a moment later
+    for (const began = performance.now();;) {
+      const failure = await look().catch((error: Error) => error)
+      if (!failure) break
+      if (performance.now() - began < GONE && (await host.state()).tasks.length > 0) {
+        await delay(100)
+      } else throw new Error(`${words}: ${failure.message}`, { cause: failure })
     }
     deepEqual(await fs.readdir(join(run, 'vms')), [], words)
     await now()
     await fs.remove(run)
     await fs.move(aside, run)
   }
-  const cut = through(host, (step, ps) => async (pieces, ...values) => {
+  const cut = through(host, (step, _, using) => async (pieces, ...values) => {
     calls++
     const before = await snapshot(host, join(dir, 'before'))
-    await takeBack(`before call ${calls}, ${step}`)
-    for (let changes = 1;; changes++) {
-      await fs.writeFile(dies, String(changes))
-      const answer = await Promise.resolve(ps(pieces, ...values)).catch((error: Error) => error)
-      const left = Number(await fs.readFile(dies, 'utf8'))
-      await fs.remove(dies)
-      if (!(answer instanceof Error) && left > 0) {
-        if (changes > 1) await takeBack(`after call ${calls}, ${step}`)
-        return answer
+    /** How many changes the call makes, which the first way of failing finds out. */
+    let changes = Infinity
+    for (const kind of KINDS) {
+      const ps = using({ step, ...(kind === 'hang' && { timeout: LIMIT }) })
+      const last = kind === KINDS.at(-1)
+      for (let change = kind === 'half' ? 1 : 0; last || change <= changes; change++) {
+        await fs.writeFile(file, `${kind} ${change}`)
+        const answer = await Promise.resolve(ps(pieces, ...values)).catch((error: Error) => error)
+        // a machine that is busy may be late before it comes to that
+        const stopped = answer instanceof HostError && answer.id === 'TimedOut'
+        const came = stopped || (await fs.readFile(file, 'utf8')).endsWith(' -1')
+        await fs.remove(file)
+        if (came) {
+          count[kind]++
+          ok(kind !== 'hang' || stopped, `${step}: ${answer}`)
+          await takeBack(`${kind} in call ${calls}, ${step}, at change ${change}`)
+        } else if (answer instanceof Error) throw answer
+        else if (last) {
+          count.lost++
+          await takeBack(`after call ${calls}, ${step}`)
+          return answer
+        } else changes = change - 1
+        await before()
       }
-      if (answer instanceof Error && left > 0) throw answer
-      await takeBack(`in call ${calls}, ${step}, after ${changes} changes`)
-      await before()
     }
+    throw new Error('the last way ends by itself')
   })
   const outcome = await migrate(options, { screen: () => {}, host: () => cut })
   equal(outcome, 'done')
-  ok(calls > 20 && cases > 2 * calls, `${calls} calls, ${cases} cases`)
+  // a script that calls no cmdlet, such as one that looks for a file, has none that fails
+  for (const kind of KINDS) {
+    ok(kind === 'half' || count[kind] > 0.8 * calls, `${count[kind]} ${kind}`)
+  }
+  ok(calls > 20 && count.half > 10, `${calls} calls, ${count.half} half`)
+  const all = Object.entries(count).map(([kind, number]) => `${number} ${kind}`)
   console.log(
-    `\n  ${cases} faults in ${calls} calls of the host, taken back from ${seen.size} states`,
+    `\n  ${all.join(', ')} in ${calls} calls of the host, taken back from ${seen.size} states`,
   )
 })
+
+/** Seconds after which a call that hangs is stopped. */
+const LIMIT = 0.5
+
+/** Milliseconds that a guard has to go by itself: a quarter of a second, on a machine that is busy. */
+const GONE = 20_000
 
 /** A host of which each script goes through `by`, with the title of its step. */
 function through(
   host: SimulatedHost,
-  by: (step: string, ps: PowerShell) => PowerShell,
+  by: (step: string, ps: PowerShell, using: SimulatedHost['using']) => PowerShell,
 ): Host {
   return {
-    ps: by('the host’s own', host.ps),
-    using: (options) => by(options.step ?? '', host.using(options)),
+    ps: by('the host’s own', host.ps, host.using),
+    using: (options) => by(options.step ?? '', host.using(options), host.using),
     close: () => Promise.resolve(),
     here: (path) => Promise.resolve(path),
   }
@@ -149,6 +182,19 @@ async function snapshot(host: SimulatedHost, aside: string): Promise<() => Promi
     await fs.remove(files)
     if (await fs.pathExists(aside)) await fs.copy(aside, files)
   }
+}
+
+/** Without times, and with the identifiers of this once numbered as they come: who is whom stays told. */
+function numbered(text: string): string {
+  const names = new Map<string, string>()
+  return text.replace(/\d{4}-\d\d-\d\dT[\d:.]+Z?/g, '(time)').replace(
+    /[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|00155D[0-9A-F]{6}/gi,
+    (name) => {
+      const key = name.toLowerCase()
+      if (!names.has(key)) names.set(key, `(${names.size})`)
+      return names.get(key) as string
+    },
+  )
 }
 
 function end(id: number): void {
