@@ -543,6 +543,23 @@ async function run(
     const to = dir ? join(dir, step.options.to) : await (host as Host).here(step.options.to)
     return { ...step, options: { ...step.options, to } }
   }
+  const foreseen = new Map<string, ReturnType<typeof foresee>>()
+  /** Asks together with a step's script what the next one is going to change, which saves a way there and back. */
+  const lookAhead = (step: Step, makes: boolean) => {
+    const next = plan.steps[plan.steps.indexOf(step) + 1]
+    if (next?.where !== 'host' || next.already || ALONE.includes(step.task)) return
+    // what could cut the host off is to be confirmed before anything else is asked
+    if (step.task === 'create-switch' && step.options.type === 'external') return
+    if (journal.unfinished.includes(next.id)) return
+    const then = makes ? new Set([...made, step.task]) : made
+    const asked = foresee(callOf(next), { ps: powershellFor(host, next), credential }, then)
+    asked.catch(() => {}) // it is for the next step to fail
+    foreseen.set(next.id, asked)
+  }
+  const callOf = (step: Step): Step =>
+    cutOff && (step.task === 'create-vm' || step.task === 'check-host')
+      ? { ...step, options: { ...step.options, cutOff } } as Step
+      : step
   const work = async (step: Step, onProgress: (progress: Progress) => void) => {
     const begun = journal.unfinished.includes(step.id) ? journal.begun[step.id] : undefined
     if (step.already) {
@@ -558,22 +575,29 @@ async function run(
       const [twin] = await refuseTwins(plan)
       if (twin !== undefined) throw new Error(twin)
     }
-    let call = await placed(step)
+    let call = callOf(await placed(step))
     if (call.task === 'convert-disk') {
       // a bundle's folder and one for disks on their way are known to be this plan's own by now
       const force = dir !== undefined || stage !== undefined
       call = { ...call, options: { ...call.options, force } }
     }
-    if (cutOff && (call.task === 'create-vm' || call.task === 'check-host')) {
-      call = { ...call, options: { ...call.options, cutOff } } as Step
-    }
     const ps = powershellFor(host, step)
     const here = plan.target.kind === 'local' && onWindows() ? ps : undefined
     const tools = { ps, host, here, signal, onProgress, credential }
     const before = begun?.expected
-    const expected = before ?? await foresee(call, tools, made)
+    const expected = before ?? await (foreseen.get(step.id) ?? foresee(call, tools, made))
     await record(journal.file, { entry: 'started', step: step.id, ...(expected && { expected }) })
-    let answer = await perform(call, tools)
+    const makes = expected?.changed === true && expected.before === undefined
+    let asked = false
+    let answer = await perform(call, {
+      ...tools,
+      ps: (pieces, ...values) => {
+        const answer = ps(pieces, ...values)
+        if (!asked) lookAhead(step, makes)
+        asked = true
+        return answer
+      },
+    })
     if (call.task === 'convert-disk' && !answer.changed && begun) {
       // what it found done the run has done itself, which did not come to saying so
       answer = await findOut(call, begun, tools) ?? answer
@@ -667,16 +691,24 @@ async function run(
   return same ? 'same' : 'done'
 }
 
+/** Tasks that work with several scripts or with none, after which the next is asked when they are done. */
+const ALONE: Step['task'][] = ['convert-disk', 'send-disk', 'prepare-guest', 'set-guest-ip']
+
 /** Asks every step once more: whatever would still change something is not as planned. */
 async function verify(plan: Plan, host: Host): Promise<void> {
-  for (const step of plan.steps) {
-    // an address in the guest was read back when it was set
-    if (step.where !== 'host' || ['check-host', 'set-guest-ip'].includes(step.task)) continue
-    if (!(await perform(step, { ps: powershellFor(host, step) }, true)).changed) continue
-    throw new Error(
-      `Cannot confirm the step "${step.title}": asked again, the host is not as it was left`,
-    )
-  }
+  // an address in the guest was read back when it was set
+  const steps = plan.steps.filter(({ where, task }) =>
+    where === 'host' && !['check-host', 'set-guest-ip'].includes(task)
+  )
+  // all at once, which is one way there and back
+  const found = await Promise.all(
+    steps.map((step) => perform(step, { ps: powershellFor(host, step) }, true)),
+  )
+  const other = steps.find((_, index) => found[index]?.changed)
+  if (!other) return
+  throw new Error(
+    `Cannot confirm the step "${other.title}": asked again, the host is not as it was left`,
+  )
 }
 
 function nextSteps(

@@ -8,6 +8,7 @@ import { once } from 'node:events'
 import { createReadStream, existsSync, lstatSync, mkdirSync } from 'node:fs'
 import { join, relative, resolve } from 'node:path'
 import process from 'node:process'
+import { setImmediate } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import yargs, { type Argv, type Options } from 'yargs'
 import { $ } from 'zx/core'
@@ -88,7 +89,10 @@ export class ConnectionError extends Error {
   override name = 'ConnectionError'
 }
 
-/** A PowerShell process that stays: `ps` runs scripts in it one after the other until `close`. */
+/**
+ * A PowerShell process that stays: `ps` runs scripts in it one after the other until `close`. Scripts that
+ * are asked for before the answer to one is awaited go there together.
+ */
 export interface PowerShellProcess {
   ps: PowerShell
   /** The same process, for scripts that have a name, a time limit or a listener of their own. */
@@ -177,10 +181,11 @@ export function openPowerShell(
   const { stdin, stdout } = running
   let stage: Stage = 'start'
   running.once('error', () => stage = 'absent')
-  let hear: (kind: string, text: string) => void = () => {}
+  /** Sent and not answered, the one that runs first. */
+  const sent: Job[] = []
   const receive = reader(mark, (kind, text) => {
     stage = 'script'
-    hear(kind, text)
+    sent[0]?.hear(kind, text)
   })
   stdout?.setEncoding('latin1').on('data', receive)
   stdin?.on('error', () => {}) // the end of the process says why
@@ -206,55 +211,80 @@ export function openPowerShell(
       if (full) await Promise.race([once(stdin, 'drain').catch(() => {}), ended])
     }
   }
-  const send = async (text: string, options: ScriptOptions, secrets: Secret[]) => {
+  const jobs: Job[] = []
+  let draining = false
+  const drain = async () => {
+    draining = true
+    while (jobs.length > 0) {
+      await setImmediate() // whoever asks for more at once has done so then
+      // what is fed is read from where the next script would be
+      const ahead = jobs.findIndex(({ options }) => options.feed)
+      const batch = jobs.splice(0, ahead < 0 ? jobs.length : Math.max(1, ahead))
+      sent.push(...batch)
+      sent[0]?.begin()
+      stdin?.write(batch.map(({ line }, index) => `${batch.length - 1 - index} ${line}\n`).join(''))
+      await Promise.allSettled(batch.map(({ answer }) => answer))
+    }
+    draining = false
+  }
+  const job = (text: string, options: ScriptOptions, secrets: Secret[]): Job => {
     const { step, timeout, onWarning = warn, onProgress, feed } = options
     let timer: NodeJS.Timeout | undefined
-    try {
-      return await new Promise<{ stdout: string }>((resolve, reject) => {
-        const late = () => reject(timedOut(options))
-        hear = (kind, said) => {
-          if (kind === 'o') resolve({ stdout: said })
-          else if (kind === 'e') reject(hostError(JSON.parse(said) as Failure, text, step))
-          else if (kind === 't') late()
-          else if (kind === 'w') onWarning(said)
-          else if (kind === 'p') onProgress?.(JSON.parse(said) as ScriptProgress)
-          else if (kind === 's' && feed) pour(feed).catch((error) => (reject(error), kill()))
-        }
-        void ended.then((end) => reject(new ConnectionError(way.ended(stage, end as End, step))))
-        if (timeout !== undefined) {
-          // the far side keeps the limit; this is for one that does not even do that
-          timer = setTimeout(() => (late(), kill()), (timeout + GRACE) * 1000)
-        }
-        const base64 = (text: string) => Buffer.from(text, 'utf16le').toString('base64')
-        const words = [text, ...secrets.map((secret) => secret.reveal())].map(base64)
-        stdin?.write(`${timeout ?? 0} ${feed ? 1 : 0} ${words.join(' ')}\n`)
-      })
-    } catch (error) {
-      if (feed) kill() // how much of it was read, nobody knows
-      throw error
-    } finally {
+    let resolve!: (answer: { stdout: string }) => void
+    let reject!: (error: unknown) => void
+    const answer = new Promise<{ stdout: string }>((yes, no) => [resolve, reject] = [yes, no])
+    let over = false
+    const end = (settle: () => void) => {
+      if (over) return
+      over = true
       clearTimeout(timer)
-      hear = () => {}
+      // who has the answer may close at once, so it is counted before that
+      sent.shift()
+      settle()
+      sent[0]?.begin()
     }
+    const fail = (error: unknown) => {
+      end(() => {
+        reject(error)
+        if (feed) kill() // how much of it was read, nobody knows
+      })
+    }
+    const base64 = (text: string) => Buffer.from(text, 'utf16le').toString('base64')
+    const words = [text, ...secrets.map((secret) => secret.reveal())].map(base64)
+    const own: Job = {
+      options,
+      answer,
+      line: `${timeout ?? 0} ${feed ? 1 : 0} ${words.join(' ')}`,
+      begin: () => {
+        void ended.then((end) => fail(new ConnectionError(way.ended(stage, end as End, step))))
+        if (timeout === undefined) return
+        // the far side keeps the limit; this is for one that does not even do that
+        timer = setTimeout(() => (fail(timedOut(options)), kill()), (timeout + GRACE) * 1000)
+      },
+      hear: (kind, said) => {
+        if (kind === 'o') end(() => resolve({ stdout: said }))
+        else if (kind === 'e') fail(hostError(JSON.parse(said) as Failure, text, step))
+        else if (kind === 't') fail(timedOut(options))
+        else if (kind === 'w') onWarning(said)
+        else if (kind === 'p') onProgress?.(JSON.parse(said) as ScriptProgress)
+        else if (kind === 's' && feed) pour(feed).catch((error) => (fail(error), kill()))
+      },
+    }
+    return own
   }
-  let last: Promise<unknown> = Promise.resolve()
-  let waiting = 0
-  const using = (options: ScriptOptions): PowerShell => (pieces, ...values) => {
-    waiting++
+  const using = (options: ScriptOptions): PowerShell => async (pieces, ...values) => {
     const secrets = values.filter((value) => value instanceof Secret)
-    // who has the answer may close at once, so it is counted before that
-    const answer = last.then(() =>
-      send(script(pieces, ...values), { ...common, ...options }, secrets)
-    ).finally(() => waiting--)
-    last = answer.catch(() => {})
-    return answer
+    const asked = job(script(pieces, ...values), { ...common, ...options }, secrets)
+    jobs.push(asked)
+    if (!draining) void drain()
+    return await asked.answer
   }
   return {
     ps: using({}),
     using,
     close: async () => {
       stdin?.end()
-      if (waiting > 0) kill()
+      if (jobs.length + sent.length > 0) kill()
       const timer = setTimeout(() => kill('SIGKILL'), 5000)
       await ended
       clearTimeout(timer)
@@ -698,6 +728,17 @@ const AHEAD = 4 * 1024 ** 2
 /** Seconds that a script has, after its time limit, to be stopped where it runs. */
 const GRACE = 10
 
+/** A script that is to run, and what waits for it. */
+interface Job {
+  options: ScriptOptions
+  /** What is sent for it, but for how many more come with it. */
+  line: string
+  answer: Promise<{ stdout: string }>
+  /** It is its turn. */
+  begin: () => void
+  hear: (kind: string, text: string) => void
+}
+
 /** How a process ended, and what it wrote to standard error. */
 interface End {
   how: string
@@ -948,7 +989,8 @@ while ($at -lt $bytes.Length) {
 . ([ScriptBlock]::Create([Text.Encoding]::ASCII.GetString($bytes)))`
 
 /**
- * Reads scripts from standard input, one a line after its time limit, and answers each. Base64 of
+ * Reads scripts from standard input, one a line after how many more come with it and its time limit, and
+ * answers each. Those that come together are read before the first runs. Base64 of
  * UTF-16 both ways: no code page, quote or newline of the host can come between, and every string
  * survives. Lines are short enough for a pipe to take each in one piece (4096 bytes), so that what
  * else is written to the pipe comes between lines and not into them.
@@ -1010,9 +1052,12 @@ $runspace.Open()
 $runspace.SessionStateProxy.SetVariable('ErrorActionPreference', 'Stop')
 $runspace.SessionStateProxy.SetVariable('channel', $channel)
 $lines = New-Object IO.StreamReader $channel
+$ahead = New-Object Collections.Queue
 & $say 'h'
-while ($null -ne ($line = $lines.ReadLine())) {
-  $limit, $feeds, $base64, $secrets = $line.Split(' ')
+while ($ahead.Count -gt 0 -or $null -ne ($line = $lines.ReadLine())) {
+  if ($ahead.Count -gt 0) { $line = $ahead.Dequeue() }
+  else { for ($n = [int]$line.Substring(0, $line.IndexOf(' ')); $n -gt 0; $n--) { $ahead.Enqueue($lines.ReadLine()) } }
+  $null, $limit, $feeds, $base64, $secrets = $line.Split(' ')
   $secrets = @($secrets | Where-Object { $_ })
   $line = $null
   $failure = $null

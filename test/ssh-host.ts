@@ -150,6 +150,48 @@ export async function sshHost(
   }
 }
 
+export interface Traffic {
+  /** For a program whose connections are counted; it shares none with others. */
+  env: NodeJS.ProcessEnv
+  count: () => Promise<{ connections: number; starts: number; scripts: number; trips: number }>
+}
+
+/**
+ * Counts what crosses the wire to a host: connections, PowerShells started, scripts, and how often something
+ * was sent and its answer waited for, as scripts that go together have one way there and back.
+ */
+export async function traffic({ dir, env }: SshHost): Promise<Traffic> {
+  const own = await fs.mkdtemp(join(dir, 't'))
+  const log = join(own, 'sent')
+  const ssh = await which('ssh', { path: env.PATH as string })
+  await fs.outputFile(
+    join(own, 'bin', 'ssh'),
+    `#!/bin/sh\ntee -a "${log}" | "${ssh}" "$@"\n`,
+    { mode: 0o755 },
+  )
+  const logins = async () =>
+    (await fs.readFile(join(dir, 'sshd.log'), 'utf8')).match(/Accepted publickey/g)?.length ?? 0
+  const before = await logins()
+  return {
+    env: {
+      ...env,
+      PATH: `${join(own, 'bin')}${delimiter}${env.PATH}`,
+      XDG_RUNTIME_DIR: own,
+    },
+    count: async () => {
+      const sent = await fs.readFile(log, 'latin1')
+      const scripts = sent.match(/^\d+ [\d.]+ [01] /gm) ?? []
+      return {
+        connections: await logins() - before,
+        starts: sent.match(/^\$lines = /gm)?.length ?? 0,
+        scripts: scripts.length,
+        // before each script is how many more come with it
+        trips: scripts.filter((line) => line.startsWith('0 ')).length,
+      }
+    },
+  }
+}
+
 /** sshd is in no user's PATH. */
 export async function sshd(): Promise<string> {
   return await which('sshd', {

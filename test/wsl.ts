@@ -112,14 +112,16 @@ async function powershell(args: string[]): Promise<void> {
     const lines = (text + data.toString('latin1', own.length)).split('\n')
     text = lines.pop() ?? ''
     for (const line of lines) {
-      const [limit, feeds, base64 = ''] = line.split(' ')
+      const [more, limit, feeds, base64 = ''] = line.split(' ')
       const script = Buffer.from(base64, 'base64').toString('utf16le')
       fs.appendFileSync(log, `${JSON.stringify(script)}\n`)
       const here = script.replace(
         /'([a-z]):\\([^']*)'/gi,
         (_, drive, rest) => `'${join(mounts, drive.toLowerCase(), rest.replaceAll('\\', '/'))}'`,
       )
-      child.stdin.write(`${limit} ${feeds} ${Buffer.from(here, 'utf16le').toString('base64')}\n`)
+      child.stdin.write(
+        `${more} ${limit} ${feeds} ${Buffer.from(here, 'utf16le').toString('base64')}\n`,
+      )
     }
   })
   process.stdin.on('end', () => child.stdin.end())

@@ -9,12 +9,13 @@ import { suite } from 'uvu'
 import { demo } from '../../fixtures/demo.ts'
 import { migrate, type MigrateOptions } from '../../recipes/migrate.ts'
 import type { Host } from '../../recipes/run/host.ts'
+import { readJournals } from '../../recipes/run/journal.ts'
 import type { RunEvent } from '../../recipes/run/screen.ts'
 import { undo } from '../../recipes/undo.ts'
 import { ConnectionError, openPowerShell, type PowerShell, script } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
 import { quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
-import { type SshHost, sshHost } from '../ssh-host.ts'
+import { type SshHost, sshHost, traffic } from '../ssh-host.ts'
 
 const root = join(import.meta.dirname as string, '..', '..')
 const MB = 1024 ** 2
@@ -102,8 +103,9 @@ test('takes back what it sent of a disk when the run is not gone on with', async
   ok((await host.state()).vms.every(({ name }: Vm) => name !== options.name))
 })
 
-test('is a command, which refuses what is no host', async ({ host, ssh, options, state }) => {
+test('is a command, which refuses what is no host, and goes there once and once a step', async ({ host, ssh, options, state }) => {
   const { ova } = await demo('bios', host.dir)
+  const { env, count } = await traffic(ssh)
   const program = (to: string) =>
     new Promise<{ code: number; stdout: string; stderr: string }>((resolve) =>
       execFile(
@@ -113,7 +115,7 @@ test('is a command, which refuses what is no host', async ({ host, ssh, options,
           join(root, 'recipes', 'migrate.ts'),
           ...[ova, `--to=${to}`, '--storage', options.storage as string, '--state', state, '--yes'],
         ],
-        { env: ssh.env, cwd: host.dir },
+        { env, cwd: host.dir },
         (error, stdout, stderr) =>
           resolve({ code: error ? Number(error.code) : 0, stdout, stderr }),
       )
@@ -126,6 +128,14 @@ test('is a command, which refuses what is no host', async ({ host, ssh, options,
   match(done.stdout, new RegExp(`Target +Hyper-V on ${ssh.url}`))
   match(done.stdout, /Open its window: vmconnect 127\.0\.0\.1 "Demo BIOS"/)
   ok((await host.state()).vms.some(({ name }: Vm) => name === 'Demo BIOS'))
+  const [journal] = await readJournals(state)
+  const steps = journal?.plan.steps.filter(({ where }) => where === 'host').length ?? 0
+  const { trips, scripts, ...rest } = await count()
+  deepEqual(rest, { connections: 1, starts: 1 })
+  // more are what is asked before the plan is shown (4), the data of the disk, what create-vm would change
+  // (nothing may be asked in the same breath as a disk that is sent), and whether all is as planned
+  equal(trips, steps + 7)
+  ok(scripts > trips + 3, `${scripts} scripts in ${trips} trips`)
 })
 
 test('goes on after the link broke while a disk was sent', async ({ host, ssh, state, options }) => {

@@ -219,6 +219,28 @@ test('answers scripts in the order they were asked', async ({ shell: { ps } }) =
   deepEqual(answers.map(({ stdout }) => stdout), ['1', '2', '3'])
 })
 
+test('sends what is asked for at once together, before a script could read it', async ({ shell, warnings }) => {
+  const { ps, using } = shell
+  warnings.length = 0
+  const answers = await Promise.allSettled([
+    ps`bash -c 'read -t 1 line; echo "got <$line>"'`,
+    ps`throw 'Cannot do that'`,
+    using({ timeout: 1, step: 'Wait' })`Start-Sleep -Seconds 60`,
+    ps`Write-Warning 'its own'; ${'桥接'}`,
+  ])
+  deepEqual(
+    answers.map((each) => each.status === 'fulfilled' ? each.value.stdout : `${each.reason}`),
+    [
+      'got <>',
+      'HostError: Cannot do that',
+      'HostError: Cannot wait longer for "Wait": it ran into its time limit of 1 s and was stopped. ' +
+      'See what keeps the host busy, and run the same again',
+      '桥接',
+    ],
+  )
+  deepEqual(warnings, ['its own'])
+})
+
 test('carries ten megabytes', async ({ shell: { ps } }) => {
   equal((await ps`'桥' * 5MB`).stdout.length, 5 * 1024 ** 2)
 })
@@ -261,6 +283,17 @@ test('tells a PowerShell that died apart from a script that failed', async () =>
     return true
   })
   await fails(ps`1`, ConnectionError)
+  await close()
+})
+
+test('fails all that it was sent when it dies', async () => {
+  const { ps, close } = openPowerShell()
+  const answers = await Promise.allSettled([ps`[Environment]::Exit(3)`, ps`1`, ps`2`])
+  for (const each of answers) {
+    ok(each.status === 'rejected' && each.reason instanceof ConnectionError)
+    match(each.reason.message, /exit code 3/)
+  }
+  await rejects(async () => await ps`3`, ConnectionError)
   await close()
 })
 
