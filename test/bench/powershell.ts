@@ -19,9 +19,14 @@ import { parseArgs, promisify } from 'node:util'
 import { which } from 'zx'
 import { demo } from '../../fixtures/demo.ts'
 import { migrate } from '../../recipes/migrate.ts'
-import { openPowerShell, type PowerShell, script } from '../../tasks/task.ts'
+import {
+  openPowerShell,
+  type PowerShell,
+  type PowerShellProcess,
+  script,
+} from '../../tasks/task.ts'
 import { quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
-import { sshHost } from '../ssh-host.ts'
+import { sshHost, traffic } from '../ssh-host.ts'
 
 const execute = promisify(execFile)
 const { values } = parseArgs({ options: { runs: { type: 'string', default: '3' } } })
@@ -60,25 +65,33 @@ async function record() {
     scripts.push(script(pieces, ...values))
     return ps(pieces, ...values)
   }
-  const { dir } = host
+  await migrateDemo(host.dir, 'local', {
+    ps: noted(host.ps),
+    using: (options) => noted(host.using(options)),
+    close: () => Promise.resolve(),
+  })
+  return { scripts, seed, close: host.close }
+}
+
+/** With every option. Answers how many steps the host has. */
+async function migrateDemo(dir: string, to: string, host: PowerShellProcess): Promise<number> {
   const { ova } = await demo('bios', dir)
+  let steps = 0
   await migrate({
     source: [ova],
-    to: 'local',
+    to,
     storage: join(dir, 'disks'),
     state: join(dir, 'state'),
     ...{ external: '桥接', adapter: 'Wi-Fi', internal: 'Static-NAT', hostIp: '192.168.56.1/24' },
     ...{ nat: true, guestIp: '192.168.56.191', nested: true, cpus: 2, memory: '512MB' },
   }, {
-    screen: () => {},
-    host: () => ({
-      ps: noted(host.ps),
-      using: (options) => noted(host.using(options)),
-      here: (path) => Promise.resolve(path),
-      close: () => Promise.resolve(),
-    }),
+    screen: (event) => {
+      if (event.event !== 'plan') return
+      steps = event.plan.steps.filter(({ where }) => where === 'host').length
+    },
+    host: () => ({ ...host, here: (path) => Promise.resolve(path) }),
   })
-  return { scripts, seed, close: host.close }
+  return steps
 }
 
 /** Milliseconds of each work on one host, which is in the state of before each time. */
@@ -108,16 +121,17 @@ async function byOne({ ps }: SimulatedHost): Promise<void> {
   for (const text of scripts) await ps([text] as unknown as TemplateStringsArray)
 }
 
-/** As a program does that runs PowerShell anew for each script. */
-async function byEach({ env }: SimulatedHost): Promise<void> {
+/** As a program does that runs PowerShell anew for each script, from a file, as some are too long for a command line. */
+async function byEach({ env, dir }: SimulatedHost): Promise<void> {
+  const file = join(dir, 'script.ps1')
   for (const text of scripts) {
-    const command = Buffer.from(`$ErrorActionPreference = 'Stop'\n${text}`, 'utf16le')
+    // with a mark, without which 5.1 takes a file for ANSI
+    await fs.writeFile(file, `\ufeff$ErrorActionPreference = 'Stop'\n${text}`)
     const args = ['-NoLogo', '-NoProfile', '-NonInteractive', '-ExecutionPolicy', 'Bypass']
-    await execute(process.env.POWERSHELL || 'pwsh', [
-      ...args,
-      '-EncodedCommand',
-      command.toString('base64'),
-    ], { env, maxBuffer: 64 * 1024 ** 2 })
+    await execute(process.env.POWERSHELL || 'pwsh', [...args, '-File', file], {
+      env,
+      maxBuffer: 64 * 1024 ** 2,
+    })
   }
 }
 
@@ -131,6 +145,16 @@ async function overhead(): Promise<void> {
     const far = openPowerShell({ host: ssh.url, env: ssh.env })
     await way('by SSH on loopback', far.ps)
     await far.close()
+    const { env, count } = await traffic(ssh)
+    await host.change(quickGuests)
+    const counted = openPowerShell({ host: ssh.url, env })
+    const steps = await migrateDemo(host.dir, ssh.url, counted)
+    await counted.close()
+    const { connections, starts, scripts: sent, trips } = await count()
+    console.log(
+      `\nthe demo's migration over SSH: ${connections} connection, ${starts} PowerShell; ` +
+        `${steps} steps and all checks are ${sent} scripts, there and back ${trips} times`,
+    )
     await ssh.close()
   } finally {
     await host.close()
