@@ -285,8 +285,10 @@ async function makeDisk(path: string, folder: string, most: number): Promise<num
   await fs.mkdir(stage)
   const line = 'tar -C "$1" --null --verbatim-files-from -T "$2" -c | tar -x -C "$3"'
   await measure('sh', ['-c', line, 'sh', folder, list, stage])
-  const megabytes = Math.ceil(size / MB * 1.5) + 64
-  await measure('mke2fs', ['-q', '-F', '-t', 'ext4', '-d', stage, path, `${megabytes}M`])
+  const blocks = taken.reduce((sum, file) => sum + Math.ceil(file.size / 4096), 0)
+  const inodes = ['-N', String(2 * taken.length + 1024)] // with the folders; small files need many
+  const length = `${Math.ceil(blocks * 4096 / MB * 1.5) + 64}M`
+  await measure('mke2fs', ['-q', '-F', '-t', 'ext4', ...inodes, '-d', stage, path, length])
   await fs.remove(stage)
   return size
 }
