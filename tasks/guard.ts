@@ -372,7 +372,7 @@ function change(
           throw $failure
         }
         [IO.File]::Delete("$stem.armed")
-        Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue | Unregister-ScheduledTask -Confirm:$false
+        Get-ScheduledTask -TaskName "$task*" | Unregister-ScheduledTask -Confirm:$false
         [IO.File]::Delete("$stem.ps1")
         throw $failure
       }
@@ -393,16 +393,17 @@ async function confirm(ps: PowerShell, token: string): Promise<boolean> {
     $stem = [IO.Path]::Combine($folder, "guard-$token")
     try { [IO.File]::Move("$stem.armed", "$stem.confirmed") } catch [IO.FileNotFoundException] { 'false'; return }
     $task = "vbox-to-hyperv guard $token"
+    # to ask for a pattern fails where the tasks cannot be told, and not where there is none;
     # the guard that sees it confirmed goes by itself, at the same moment perhaps; what is left of one whose file
     # somebody removed has nothing to do any more
     try {
-      foreach ($one in @(Get-ScheduledTask -TaskName 'vbox-to-hyperv guard *' -ErrorAction SilentlyContinue)) {
+      foreach ($one in @(Get-ScheduledTask -TaskName 'vbox-to-hyperv guard *')) {
         $name = [string]$one.TaskName
         if ($name -ne $task -and [IO.File]::Exists([IO.Path]::Combine($folder, "guard-$($name.Split(' ')[-1]).ps1"))) { continue }
         Stop-ScheduledTask -InputObject $one
         Unregister-ScheduledTask -InputObject $one -Confirm:$false
       }
-    } catch { if (Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue) { throw } }
+    } catch { if (Get-ScheduledTask -TaskName "$task*") { throw } }
     [IO.File]::Delete("$stem.ps1")
     [IO.File]::Delete("$stem.confirmed")
     'true'`
@@ -439,22 +440,25 @@ if ($hold) {
   $tries = 30
   if ($Now) { $tries = 1 }
   try {
-    for ($n = 1; $n -le $tries; $n++) {
-      $failure = $null
-      try { $null = & $undo; break } catch { $failure = $_ }
-      if ($n -lt $tries) { Start-Sleep -Seconds 10 }
+    # what is written in it says that whoever held it before has taken the change back
+    if ($hold.Length -eq 0) {
+      for ($n = 1; $n -le $tries; $n++) {
+        $failure = $null
+        try { $null = & $undo; break } catch { $failure = $_ }
+        if ($n -lt $tries) { Start-Sleep -Seconds 10 }
+      }
+      $entry = [ordered]@{ at = (Get-Date).ToString('yyyy-MM-dd HH:mm:ss'); subject = $subject; why = $Why; failure = $null }
+      if ($failure) { $entry.failure = [string]$failure.Exception.Message } else { $hold.WriteByte(49) }
+      [IO.File]::AppendAllText([IO.Path]::Combine($folder, 'guard.log'), (ConvertTo-Json -Compress -InputObject $entry) + [char]10)
     }
-    $entry = [ordered]@{ at = (Get-Date).ToString('yyyy-MM-dd HH:mm:ss'); subject = $subject; why = $Why; failure = $null }
-    if ($failure) { $entry.failure = [string]$failure.Exception.Message }
-    [IO.File]::AppendAllText([IO.Path]::Combine($folder, 'guard.log'), (ConvertTo-Json -Compress -InputObject $entry) + [char]10)
   } finally { $hold.Dispose() }
   # the next start of Windows tries again
   if ($failure) { throw $failure }
 }
 $task = "vbox-to-hyperv guard $token"
 # whoever confirms removes it too
-try { Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue | Unregister-ScheduledTask -Confirm:$false }
-catch { if (Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue) { throw } }
+try { Get-ScheduledTask -TaskName "$task*" | Unregister-ScheduledTask -Confirm:$false }
+catch { if (Get-ScheduledTask -TaskName "$task*") { throw } }
 [IO.File]::Delete("$stem.claimed")
 [IO.File]::Delete("$stem.confirmed")
 [IO.File]::Delete("$stem.ps1")

@@ -104,7 +104,15 @@ test('are undone, wherever a run is cut off', async ({ dir, host, options, seed 
     await fs.remove(run)
     await fs.move(aside, run)
   }
-  const cut = through(host, (step, _, using) => async (pieces, ...values) => {
+  let last: Promise<unknown> = Promise.resolve()
+  // one after the other, as PowerShell does, whatever is asked meanwhile
+  const inTurn = (by: (step: string, using: SimulatedHost['using']) => PowerShell) =>
+    through(host, (step, _, using) => (pieces, ...values) => {
+      const answer = last.then(() => by(step, using)(pieces, ...values))
+      last = answer.catch(() => {})
+      return answer
+    })
+  const cut = inTurn((step, using) => async (pieces, ...values) => {
     calls++
     const before = await snapshot(host, join(dir, 'before'))
     /** How many changes the call makes, which the first way of failing finds out. */
@@ -115,6 +123,7 @@ test('are undone, wherever a run is cut off', async ({ dir, host, options, seed 
       for (let change = kind === 'half' ? 1 : 0; last || change <= changes; change++) {
         await fs.writeFile(file, `${kind} ${change}`)
         const answer = await Promise.resolve(ps(pieces, ...values)).catch((error: Error) => error)
+        for (const { process: id } of (await host.state()).tasks ?? []) if (id) guards.add(id)
         // a machine that is busy may be late before it comes to that
         const stopped = answer instanceof HostError && answer.id === 'TimedOut'
         const came = stopped || (await fs.readFile(file, 'utf8')).endsWith(' -1')
@@ -173,8 +182,9 @@ async function snapshot(host: SimulatedHost, aside: string): Promise<() => Promi
   await fs.remove(aside)
   if (await fs.pathExists(files)) await fs.copy(files, aside)
   return async () => {
-    // else a guard that was started goes on in another past
-    for (const { process: id } of (await host.state()).tasks ?? []) if (id) end(id)
+    // else a guard that was started goes on in another past, in which the same script makes the same files
+    for (const id of guards) end(id)
+    guards.clear()
     await host.change((state) => {
       for (const key of Object.keys(state)) delete state[key]
       Object.assign(state, JSON.parse(text))
@@ -183,6 +193,9 @@ async function snapshot(host: SimulatedHost, aside: string): Promise<() => Promi
     if (await fs.pathExists(aside)) await fs.copy(aside, files)
   }
 }
+
+/** Processes of guards that were started since the past was last gone back to. */
+const guards = new Set<number>()
 
 /** Without times, and with the identifiers of this once numbered as they come: who is whom stays told. */
 function numbered(text: string): string {

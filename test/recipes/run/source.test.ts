@@ -113,10 +113,13 @@ sources(
     }
     const size = (await fs.stat(vbox)).size
     const said = `"${vbox}" had ${size} bytes and has ${size + 1}`
-    await rejects(migrate(options, { screen: change }), {
+    const failure = await migrate(options, { screen: change }).catch((error: Error) => error)
+    const [journal] = await readJournals(state)
+    const name = journal?.run
+    await rejects(Promise.reject(failure), {
       message: 'Cannot vouch for what was made\n' +
         `The source has changed since the run began: ${said}. ` +
-        'Take the run back, and run again: npx zx recipes/undo.ts last',
+        `Take the run back, and run again:\n  npx zx recipes/undo.ts ${name} --state ${state}`,
     })
     deepEqual(events.find(({ event }) => event === 'source'), {
       event: 'source',
