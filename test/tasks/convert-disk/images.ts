@@ -149,6 +149,8 @@ export interface VmdkOptions {
   version?: number
   /** Grains of zeros are marked so, and not left out. */
   zeroed?: boolean
+  /** Bytes before the first grain that nobody reads. @default 0 */
+  gap?: number
   cid?: string
   parent?: string
 }
@@ -158,7 +160,7 @@ export function vmdk(
   data: Buffer,
   options: VmdkOptions = {},
 ): Buffer {
-  const { compressed = false, atEnd = false, version = 1, zeroed = false } = options
+  const { compressed = false, atEnd = false, version = 1, zeroed = false, gap = 0 } = options
   const { cid = '12345678', parent = 'ffffffff' } = options
   const grains = Math.ceil(data.length / GRAIN)
   const tables = Math.ceil(grains / TABLE)
@@ -168,8 +170,8 @@ export function vmdk(
       `createType="${compressed ? 'streamOptimized' : 'monolithicSparse'}"\n` +
       `RW ${Math.ceil(data.length / SECTOR)} SPARSE "disk.vmdk"\n`,
   )
-  const parts: Buffer[] = []
-  let end = 128 * SECTOR
+  const parts: Buffer[] = [Buffer.alloc(gap)]
+  let end = 128 * SECTOR + gap
   const append = (part: Buffer) => {
     const at = end
     const padded = Buffer.alloc(Math.ceil(part.length / SECTOR) * SECTOR)
@@ -216,7 +218,7 @@ export function vmdk(
     bytes.writeBigUInt64LE(20n, 36)
     bytes.writeUInt32LE(TABLE, 44)
     bytes.writeBigUInt64LE(gdOffset, 56)
-    bytes.writeBigUInt64LE(128n, 64)
+    bytes.writeBigUInt64LE(128n + BigInt(gap / SECTOR), 64)
     bytes.write('\n \r\n', 73)
     bytes.writeUInt16LE(compressed ? 1 : 0, 77)
     return bytes
