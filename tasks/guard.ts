@@ -238,7 +238,7 @@ function change(
     }
     function servers { Get-DnsClientServerAddress -AddressFamily IPv4 | ForEach-Object { $_.ServerAddresses } | Where-Object { $_ } }
     # the DNS servers that answer, each asked from its adapter's own address, for the servers of the root, which it
-    # knows or refuses to tell
+    # knows or refuses to tell (assumption: every server does)
     function naming {
       $query = [byte[]]@(7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1)
       $own = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { [string]$_.AddressState -eq 'Preferred' })
@@ -393,7 +393,7 @@ async function confirm(ps: PowerShell, token: string): Promise<boolean> {
     $stem = [IO.Path]::Combine($folder, "guard-$token")
     try { [IO.File]::Move("$stem.armed", "$stem.confirmed") } catch [IO.FileNotFoundException] { 'false'; return }
     $task = "vbox-to-hyperv guard $token"
-    # to ask for a pattern fails where the tasks cannot be told, and not where there is none;
+    # to ask for a pattern fails where the tasks cannot be told, and not where there is none (assumption);
     # the guard that sees it confirmed goes by itself, at the same moment perhaps; what is left of one whose file
     # somebody removed has nothing to do any more
     try {
