@@ -7,6 +7,7 @@ import process from 'node:process'
 import { checkHost, type CheckHostResult } from '../tasks/check-host.ts'
 import { inspectDisk, sizeOfUnfinished } from '../tasks/convert-disk.ts'
 import { parseMemory } from '../tasks/create-vm.ts'
+import type { EnableHyperVResult } from '../tasks/enable-hyperv.ts'
 import type { EnableNestedResult } from '../tasks/enable-nested.ts'
 import { inspectVm, listVms, type VmDescription } from '../tasks/inspect-vm.ts'
 import {
@@ -37,6 +38,7 @@ import {
   readJournals,
   record,
   stateFolder,
+  turnedOn,
   undoCommand,
 } from './run/journal.ts'
 import { type Look, lookAt } from './run/look.ts'
@@ -52,7 +54,10 @@ import {
 } from './run/plan-file.ts'
 import {
   type Disks,
+  FEATURES,
+  featuresOf,
   type Foreseen,
+  isFeatures,
   makePlan,
   type Plan,
   refuseState,
@@ -71,6 +76,7 @@ import {
   logOption,
   measure,
   near,
+  RESTART,
   type Screen,
   STOPPING,
   terminal,
@@ -141,17 +147,27 @@ export interface MigrateTools {
   credential?: GuestCredential | undefined
 }
 
-export type Outcome = 'done' | 'same' | 'dry-run' | 'declined'
+/** `restart`: Hyper-V is turned on, and the same goes on when Windows has restarted. */
+export type Outcome = 'done' | 'same' | 'dry-run' | 'declined' | 'restart'
 
 /**
  * Checks, plans, does and verifies. Every refusal comes before the first change, all of them at once.
  * Each step is in the journal when it is done; a run that stopped goes on when it is asked for again.
  * In the end, however it came, the files of the source are as they were, or the run has failed.
  */
-export async function migrate(
+export async function migrate(options: MigrateOptions, tools: MigrateTools): Promise<Outcome> {
+  for (;;) {
+    const outcome = await attempt(options, tools)
+    // what the host has is known now, and a new PowerShell finds its modules
+    if (outcome !== 'on') return outcome
+  }
+}
+
+/** A migration; `on` where all that it has done is to turn Hyper-V on. */
+async function attempt(
   { plan: file, planOut, ...given }: MigrateOptions,
   tools: MigrateTools,
-): Promise<Outcome> {
+): Promise<Outcome | 'on'> {
   const { screen, signal } = tools
   if (planOut !== undefined && given.prepare !== undefined) {
     throw new TypeError(
@@ -179,8 +195,11 @@ export async function migrate(
     const name = options.name ?? vm.name
     // disks on their way stay where they are, whoever runs the plan
     const stage = planned?.origin.state ?? state
-    const target = await chooseTarget(to, name, { ...options, state: stage }, asked, screen)
-    const adapter = await chooseAdapter(wishes, target, asked, tools)
+    const enable = options.enableHyperv && file === undefined
+    const where = { ...options, enableHyperv: enable, state: stage }
+    const target = await chooseTarget(to, name, where, asked, screen)
+    const off = enable && target.kind !== 'bundle' && !await runsVms(target, asked as Host)
+    const adapter = await chooseAdapter(wishes, target, off ? undefined : asked, tools)
     const asks = {
       ...wishes,
       ...(adapter !== undefined && { adapter }),
@@ -188,7 +207,7 @@ export async function migrate(
     }
     if (prepare !== undefined) {
       // what the host refuses is known before the guest is touched, too
-      const refusals = await refuseEarly(vm, asks, target, asked)
+      const refusals = await refuseEarly(vm, asks, target, off ? undefined : asked)
       if (refusals.length > 0) throw new Error(refusals.join('\n'))
       const guest = { prepare, suspendBitlocker, dryRun: options.dryRun }
       const prepared = await prepareSource(vm, guest, { ...tools, agree: tools.agreePrepare })
@@ -207,7 +226,8 @@ export async function migrate(
     })
     // a PowerShell without Hyper-V was asked in vain
     const host = target.kind === 'bundle' ? undefined : asked
-    const { plan, refusals } = makePlan(vm, disks, asks, target)
+    const { plan: whole, refusals } = makePlan(vm, disks, asks, target)
+    const plan = off ? featuresOf(whole) : whole
     plan.origin = {
       source: vm.kind === 'virtualbox' ? source : source.map((path) => resolve(path)),
       to: targetOf(plan),
@@ -217,6 +237,12 @@ export async function migrate(
     }
     if (file !== undefined && planned) refusals.push(...refuseOther(file, planned, plan))
     if (planOut !== undefined) refusals.push(...[await refusePlanOut(planOut) ?? []].flat())
+    if (planOut !== undefined && off) {
+      refusals.push(
+        'Cannot write the plan down: Hyper-V is off on the host, and the plan is made of what the host has ' +
+          'when it is on. Run again without --plan-out, which turns it on',
+      )
+    }
     const journals = await readJournals(state)
     refusals.push(...await refuseChanged(journals, plan))
     if (target.kind !== 'bundle') refusals.push(...await refuseTwins(plan))
@@ -230,9 +256,10 @@ export async function migrate(
     try {
       if (target.kind === 'bundle') refusals.push(...await checkBundle(plan, target.dir))
       else {
-        refusals.push(
-          ...await checkReach(plan, host as Host, state).catch(({ message }) => [message]),
-        )
+        const check = off
+          ? checkFeatures(plan, target, host as Host)
+          : checkReach(plan, host as Host, state)
+        refusals.push(...await check.catch(({ message }) => [message]))
       }
       const fresh = !journals.some((journal) =>
         journal.plan.key === plan.key && journal.outcome !== 'undone'
@@ -309,7 +336,7 @@ async function chooseSource(
 async function chooseTarget(
   to: string | undefined,
   name: string,
-  { storage: wanted, state }: MigrateOptions & { state: string },
+  { storage: wanted, state, enableHyperv }: MigrateOptions & { state: string },
   host: Host | undefined,
   screen: Screen,
 ): Promise<Target> {
@@ -336,18 +363,52 @@ async function chooseTarget(
     },
   )
   const folder = storage ?? found?.host.diskFolder
-  if (found?.hyperV && folder) {
+  if (found && (found.hyperV ? folder : enableHyperv)) {
+    const there = { folder: folder ?? '', host: found }
     return ssh
-      ? { kind: 'ssh', url: to as string, folder, host: found, stage: join(state, 'disks') }
-      : { kind: 'local', folder, host: found }
+      ? { kind: 'ssh', url: to as string, ...there, stage: join(state, 'disks') }
+      : { kind: 'local', ...there }
   }
-  if (to !== undefined) throw new Error(found?.refusals.join('\n'))
+  if (to !== undefined) {
+    const { refusals = [] } = found ?? {}
+    const isOff = refusals.some((refusal) => /Run: (Enable|Install)-Windows/.test(refusal))
+    throw new Error([...refusals, ...(isOff ? [TURN_ON] : [])].join('\n'))
+  }
   const dir = join('out', name.replace(/[^\p{L}\p{N}._-]+/gu, '-').replace(/^[-.]+/, '') || 'vm')
   screen({
     event: 'note',
     text: `There is no PowerShell with Hyper-V here: this makes a bundle.\n`,
   })
   return { kind: 'bundle', dir: resolve(dir) }
+}
+
+const TURN_ON = 'With --enable-hyperv this turns it on first'
+
+/** Whether Hyper-V is on, and its hypervisor runs: people turn it off for VirtualBox's sake. */
+async function runsVms(
+  { host }: Exclude<Target, { kind: 'bundle' }>,
+  { ps }: Host,
+): Promise<boolean> {
+  if (!host.hyperV) return false
+  // null where Windows does not say
+  const { stdout } = await ps`
+    if (-not (Get-Command -Name Get-CimInstance -ErrorAction Ignore)) { return }
+    (Get-CimInstance -ClassName Win32_ComputerSystem -Property HypervisorPresent).HypervisorPresent -eq $false`
+  return stdout.trim() !== 'True'
+}
+
+/** Why Hyper-V cannot be turned on there. */
+async function checkFeatures(plan: Plan, target: Target, host: Host): Promise<string[]> {
+  const [step] = plan.steps
+  if (step === undefined || target.kind === 'bundle') return []
+  const { changed, restartNeeded, notes } = await perform(
+    step,
+    { ps: powershellFor(host, step) },
+    true,
+  ) as EnableHyperVResult & StepResult
+  plan.notes.push(...notes)
+  // on, and refused for another reason
+  return changed || restartNeeded ? [] : target.host.refusals
 }
 
 /** The adapter that is asked for, or else picked by a person where a switch has to be made. */
@@ -481,6 +542,7 @@ async function foreseeAll(
   for (const step of plan.steps) {
     if (step.where === 'host' && (host === undefined || step.task === 'check-host')) continue
     const ask = async () => {
+      if (step.task === 'enable-hyperv' && step.already) return 'same'
       if (step.where === 'here') return step.already ? 'same' : 'would'
       if (step.needs.some((need) => found.has(need) && found.get(need) !== 'same')) return 'unknown'
       const ps = powershellFor(host, step)
@@ -522,7 +584,7 @@ async function run(
   plan: Plan,
   host: Host | undefined,
   { screen, live = false, show, signal, credential, state }: MigrateTools & { state: string },
-): Promise<Outcome> {
+): Promise<Outcome | 'on'> {
   const dir = plan.target.kind === 'bundle' ? resolve(plan.target.dir) : undefined
   const stage = plan.target.kind === 'ssh' ? plan.target.stage : undefined
   const journal = await beginJournal(state, plan)
@@ -665,7 +727,7 @@ async function run(
     await record(journal.file, { entry: 'end', outcome: signal?.aborted ? 'stopped' : 'failed' })
     const known = (await readJournals(state)).find(({ file }) => file === journal.file)
     const takeBack = known && canBeTakenBack(known)
-      ? `\n  ${undoCommand(known.run, state)}`
+      ? `\n  ${undoCommand(known.run, state, isFeatures(plan))}`
       : undefined
     const again = changed.length > 0
       ? `The source has changed since the run began: ${changed.join('; ')}. ` +
@@ -676,13 +738,30 @@ async function run(
     if (signal?.aborted) throw new Stopped(`Stopped. ${again}`)
     throw new Error(`${(error as Error).message}\n${again}`, { cause: error })
   }
+  if (isFeatures(plan)) {
+    const { restartNeeded } = results.get(FEATURES) as EnableHyperVResult & StepResult
+    await record(journal.file, { entry: 'end', outcome: 'stopped' })
+    if (!restartNeeded) return 'on'
+    const next = [
+      'Hyper-V is turned on, and runs when Windows has restarted.',
+      'After the restart the same command goes on with the VM. Or take it back:',
+      `  ${undoCommand(journal.run, state, true)}`,
+    ]
+    screen({ event: 'end', outcome: 'restart', next })
+    return 'restart'
+  }
   await record(journal.file, { entry: 'end', outcome: 'done' })
   const same = ![...results.values()].some(({ changed }) => changed)
   const silent = results.get('start-vm')?.heartbeat === 'none'
   const look = host && silent ? await lookAt(plan, state, host.ps) : undefined
   if (look?.picture) await show?.(look.picture)
   // a bundle is a folder, and its host's part is taken back there
-  const takeBack = same || dir ? [] : ['Take it all back:', `  ${undoCommand(journal.run, state)}`]
+  const features = turnedOn(journal)
+    ? ['With --features that turns off, last, what it turned on of Windows, too.']
+    : []
+  const takeBack = same || dir
+    ? []
+    : ['Take it all back:', `  ${undoCommand(journal.run, state)}`, ...features]
   screen({
     event: 'end',
     outcome: same ? 'same' : 'done',
@@ -697,8 +776,9 @@ const ALONE: Step['task'][] = ['convert-disk', 'send-disk', 'prepare-guest', 'se
 /** Asks every step once more: whatever would still change something is not as planned. */
 async function verify(plan: Plan, host: Host): Promise<void> {
   // an address in the guest was read back when it was set
-  const steps = plan.steps.filter(({ where, task }) =>
-    where === 'host' && !['check-host', 'set-guest-ip'].includes(task)
+  const steps = plan.steps.filter(({ where, task, already }) =>
+    where === 'host' && !['check-host', 'set-guest-ip'].includes(task) &&
+    !(task === 'enable-hyperv' && already)
   )
   // all at once, which is one way there and back
   const found = await Promise.all(
@@ -829,6 +909,11 @@ const options: Record<string, Option> = {
   guestCredential: credentialOptions.credential,
   nested: { type: 'boolean', describe: 'Let the VM run hypervisors (WSL 2, Docker)' },
   start: { type: 'boolean', default: true, describe: 'Start the VM in the end' },
+  enableHyperv: {
+    type: 'boolean',
+    describe:
+      'Where Hyper-V is off, turn it on first; exit code 3010 means: restart Windows, run again',
+  },
   config: {
     type: 'string',
     config: true,
@@ -887,7 +972,7 @@ if (given) {
     if (code !== undefined) process.exitCode = code
     else {
       const credential = await readCredential({ user, credential: guestCredential })
-      await migrate(readGuard(options), {
+      const outcome = await migrate(readGuard(options), {
         screen,
         live,
         credential,
@@ -905,6 +990,7 @@ if (given) {
           },
         }),
       })
+      if (outcome === 'restart') process.exitCode = RESTART
     }
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error)

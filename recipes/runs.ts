@@ -4,7 +4,7 @@ import { dirname } from 'node:path'
 import process from 'node:process'
 import { commandLine, type Option } from '../tasks/task.ts'
 import { type Journal, readJournals, stateFolder, undoCommand } from './run/journal.ts'
-import { type Step, targetOf } from './run/plan.ts'
+import { FEATURES, type Step, targetOf } from './run/plan.ts'
 import { textScreen } from './run/screen.ts'
 
 export interface RunsOptions {
@@ -59,9 +59,11 @@ export async function runs(
 function describe(journal: Journal): RunDescription {
   const { run, file, plan, began, last, outcome = 'not ended' } = journal
   const outcomeOf = ({ id, already }: Step): StepOutcome => {
-    const done = journal.done.findLast(({ step }) => step === id)
+    const done = journal.done.filter(({ step }) => step === id)
     if (journal.undone.includes(id)) return 'taken back'
-    if (done) return done.result.changed ? 'changed' : 'already so'
+    // what the run changed when it was begun it finds so when it goes on
+    if (done.some(({ result }) => result.changed)) return 'changed'
+    if (done.length > 0) return 'already so'
     if (journal.unfinished.includes(id)) return 'not known'
     return already ? 'already so' : 'to do'
   }
@@ -100,12 +102,18 @@ function page(description: RunDescription): string {
   const { run, vm, to, outcome, began, last, steps, sourceChanges, file } = description
   const width = Math.max(...steps.map((step) => step.outcome.length))
   const changed = steps.some((step) => step.outcome === 'changed')
+  const others = steps.some((step) => step.outcome === 'changed' && step.step !== FEATURES)
+  const features = steps.some((step) => step.outcome === 'changed' && step.step === FEATURES)
+  const state = dirname(dirname(file))
   const next = [
     ...(outcome !== 'done' && outcome !== 'undone'
       ? ['Go on with it by the same command as before.']
       : []),
     ...(changed && outcome !== 'undone'
-      ? ['Take it back:', `  ${undoCommand(run, dirname(dirname(file)))}`]
+      ? ['Take it back:', `  ${undoCommand(run, state, !others)}`]
+      : []),
+    ...(features && (others || outcome === 'undone')
+      ? ['Turn Hyper-V off as well, which it turned on:', `  ${undoCommand(run, state, true)}`]
       : []),
   ]
   return [

@@ -3,6 +3,7 @@
 import { Listr } from 'listr2'
 import { join, resolve } from 'node:path'
 import process from 'node:process'
+import type { undoEnableHyperV } from '../tasks/enable-hyperv.ts'
 import { type GuardOptions, guardOptions, readGuard, undoPending } from '../tasks/guard.ts'
 import { commandLine, dryRun, type Option } from '../tasks/task.ts'
 import { removeBundle } from './run/bundle.ts'
@@ -10,10 +11,25 @@ import { Stopped } from './run/ask.ts'
 import { type Begun, findOut, isWithin, madeIn } from './run/cut-off.ts'
 import { converse, elevate, elevateOptions, offerElevation } from './run/elevate.ts'
 import { type Host, openHost } from './run/host.ts'
-import { type Journal, readJournals, record, stateFolder } from './run/journal.ts'
+import {
+  type Journal,
+  readJournals,
+  record,
+  stateFolder,
+  turnedOn,
+  undoCommand,
+} from './run/journal.ts'
 import { lock, locksOf } from './run/lock.ts'
-import type { Step, StepResult } from './run/plan.ts'
-import { LEFT, logOption, type Screen, STOPPING, terminal, UNCHANGED } from './run/screen.ts'
+import { FEATURES, type Step, type StepResult, targetOf } from './run/plan.ts'
+import {
+  LEFT,
+  logOption,
+  RESTART,
+  type Screen,
+  STOPPING,
+  terminal,
+  UNCHANGED,
+} from './run/screen.ts'
 import { removeStage } from './run/send-disk.ts'
 import { powershellFor, removeUnfinished, takeBack } from './run/steps.ts'
 
@@ -22,6 +38,11 @@ export interface UndoOptions extends GuardOptions {
   run?: string | undefined
   /** Of the runs to `local`, `ssh://[user@]host[:port]` or `bundle:DIR` alone. @default all */
   to?: string | undefined
+  /**
+   * Last of all turns off what the run turned on of Windows, where Hyper-V has no VM left. Without, that
+   * stays on. @default false
+   */
+  features?: boolean | undefined
   /** The folder for journals. @default the user's data folder */
   state?: string | undefined
   /** @default false */
@@ -46,13 +67,21 @@ export interface UndoTools {
  * the host off is taken back under the guard (see tasks/guard.ts).
  */
 export async function undo(
-  { run = 'last', to, state = stateFolder, dryRun = false, ...guard }: UndoOptions,
+  { run = 'last', to, state = stateFolder, features = false, dryRun = false, ...guard }:
+    UndoOptions,
   { screen, live = false, agree, signal, host: open = openHost }: UndoTools,
-): Promise<'done' | 'same' | 'dry-run' | 'declined'> {
-  const journal = choose(await readJournals(state, to), run, state, to)
+): Promise<'done' | 'same' | 'dry-run' | 'declined' | 'restart'> {
+  const journals = await readJournals(state, to)
+  const journal = choose(journals, run, state, to, features)
   const { plan } = journal
-  const steps = toTakeBack(journal)
-  screen({ event: 'note', text: describe(journal, steps) })
+  const steps = toTakeBack(journal).filter(({ step }) => features || step.id !== FEATURES)
+  // what is turned off in the end turns off what runs of others need as well
+  const other = features && !turnedOn(journal)
+    ? journals.findLast((each) => turnedOn(each) && targetOf(each.plan) === targetOf(plan))
+    : undefined
+  const on = other ?? (!features && turnedOn(journal) ? journal : undefined)
+  const stays = on ? staysOn(on, state, other !== undefined) : []
+  screen({ event: 'note', text: describe(journal, steps, stays, dryRun) })
   if (dryRun) {
     screen({ event: 'end', outcome: 'dry-run', next: [UNCHANGED] })
     return 'dry-run'
@@ -60,6 +89,10 @@ export async function undo(
   if (steps.length > 0 && agree && !await agree(journal)) {
     screen({ event: 'end', outcome: 'declined', next: [LEFT] })
     return 'declined'
+  }
+  if (steps.length === 0 && stays.length > 0 && other === undefined) {
+    screen({ event: 'end', outcome: 'same', next: ['Nothing else is to be taken back.', ...stays] })
+    return 'same'
   }
   const { target } = plan
   const asked = target.kind === 'ssh' ? target.url : target.kind === 'local' ? 'local' : undefined
@@ -74,6 +107,9 @@ export async function undo(
   const release = await lock(state, locksOf(plan), `the undo of the run ${journal.run}`)
   const host = asked !== undefined && steps.length > 0 ? open(asked) : undefined
   let left = steps.length
+  let restart = false
+  /** VMs for which Hyper-V stays on. */
+  let vms: string[] = []
   const list = new Listr<object, 'default' | 'silent'>(
     steps.map(({ step, result, begun }) => ({
       title: sentence(step),
@@ -85,14 +121,19 @@ export async function undo(
           else screen({ event: 'note', text: STOPPING })
         }
         signal?.addEventListener('abort', stopping)
-        const say = (state: 'started' | 'done' | 'failed') =>
+        const say = (state: 'started' | 'done' | 'left' | 'failed') =>
           screen({ event: 'step', step: id, title: sentence(step), state })
         say('started')
         try {
           const ps = powershellFor(host, { ...step, title: sentence(step) })
           if (begun && step.task === 'create-switch') await undoPending(ps)
           const found = result ?? (begun && await findOut(await placed(step), begun, { ps }))
-          if (found) await takeBack(step.task, found, { ps, guard })
+          const answer = found && await takeBack(step.task, found, { ps, guard })
+          if (step.task === 'enable-hyperv' && answer) {
+            const turned = answer as Awaited<ReturnType<typeof undoEnableHyperV>>
+            restart = turned.restartNeeded
+            vms = turned.vms ?? []
+          }
           if (begun) await removeUnfinished(await placed(step), { ps })
         } catch (error) {
           say('failed')
@@ -100,8 +141,9 @@ export async function undo(
         } finally {
           signal?.removeEventListener('abort', stopping)
         }
-        await record(journal.file, { entry: 'undone', step: id })
         left--
+        if (vms.length > 0) return say('left')
+        await record(journal.file, { entry: 'undone', step: id })
         say('done')
       },
     })),
@@ -116,14 +158,40 @@ export async function undo(
     if (left > 0) throw new Stopped('Stopped. Run the same command again to go on')
     if (target.kind === 'bundle') await removeBundle(resolve(target.dir))
     if (target.kind === 'ssh') await removeStage(target.stage)
-    await record(journal.file, { entry: 'end', outcome: 'undone' })
+    if (vms.length === 0 || steps.length > 1) {
+      await record(journal.file, { entry: 'end', outcome: 'undone' })
+    }
   } finally {
     await host?.close()
     await release()
   }
-  const outcome = steps.length ? 'done' : 'same'
-  screen({ event: 'end', outcome, next: [`The run ${journal.run} is taken back.`] })
+  const changed = steps.length - (vms.length > 0 ? 1 : 0)
+  const outcome = restart ? 'restart' : changed ? 'done' : 'same'
+  const next = [
+    ...(vms.length > 0 && !changed ? [] : [`The run ${journal.run} is taken back.`]),
+    ...(restart ? ['What it turned off goes when Windows restarts: shutdown /r /t 0'] : []),
+    ...(vms.length > 0
+      ? [
+        `Hyper-V stays on: it has VMs, which would be lost to you: ${
+          vms.map((name) => `"${name}"`).join(', ')
+        }. Without them:`,
+        `  ${undoCommand(journal.run, state, true)}`,
+      ]
+      : []),
+    ...stays,
+  ]
+  screen({ event: 'end', outcome, next })
   return outcome
+}
+
+/** What says that something of Windows is left on, and how it is turned off. */
+function staysOn({ run }: Journal, state: string, other: boolean): string[] {
+  return [
+    other
+      ? `Hyper-V stays on, which the run ${run} turned on. To turn that off:`
+      : 'Hyper-V stays on, which it turned on. To turn that off, too:',
+    `  ${undoCommand(run, state, true)}`,
+  ]
 }
 
 interface Change {
@@ -153,11 +221,19 @@ function isFile({ task }: Step): boolean {
   return task === 'convert-disk' || task === 'send-disk'
 }
 
-function choose(journals: Journal[], run: string, state: string, to?: string): Journal {
+function choose(
+  journals: Journal[],
+  run: string,
+  state: string,
+  to: string | undefined,
+  features: boolean,
+): Journal {
   const found = run === 'last'
-    ? journals.findLast(({ done, unfinished, outcome }) =>
-      outcome !== 'undone' && (unfinished.length > 0 || done.some(({ result }) => result.changed))
-    )
+    ? journals.findLast((journal) => {
+      const { done, unfinished, outcome } = journal
+      if (outcome === 'undone') return features && turnedOn(journal)
+      return unfinished.length > 0 || done.some(({ result }) => result.changed)
+    })
     : journals.find((journal) => journal.run === run)
   if (found) return found
   const runs = journals.map(({ run, outcome }) => `${run} (${outcome ?? 'not ended'})`)
@@ -169,13 +245,20 @@ function choose(journals: Journal[], run: string, state: string, to?: string): J
   )
 }
 
-function describe({ run, plan, unfinished, begun }: Journal, steps: Change[]): string {
+function describe(
+  { run, plan, unfinished, begun }: Journal,
+  steps: Change[],
+  stays: string[],
+  dryRun: boolean,
+): string {
   return [
     `Take back the run ${run}`,
     ...steps.map(({ step, begun }, index) =>
       `${String(index + 1).padStart(2)}. ${sentence(step)}${begun ? ', which was cut off' : ''}`
     ),
-    ...(steps.length ? [] : ['It changed nothing.']),
+    ...(steps.length || stays.length ? [] : ['It changed nothing.']),
+    // a run says it in the end
+    ...(dryRun ? stays : []),
     // of an older kit's run that was cut off nothing says how it was before
     ...plan.steps.filter(({ id, undo }) => undo && unfinished.includes(id) && !begun[id]).map(
       ({ title }) => `Not known to be done, look yourself: ${title}`,
@@ -199,6 +282,11 @@ const options: Record<string, Option> = {
   to: {
     type: 'string',
     describe: 'Of the runs to local, ssh://[user@]host[:port] or bundle:DIR [default: all]',
+  },
+  features: {
+    type: 'boolean',
+    describe:
+      'Last of all turn off what the run turned on of Windows (Hyper-V); exit code 3010: restart',
   },
   state: { type: 'string', describe: 'Folder for the journals of runs' },
   ...guardOptions,
@@ -234,12 +322,13 @@ if (given) {
     if (code !== undefined) process.exitCode = code
     else {
       const agree = () => confirm('Take it back?')
-      await undo(readGuard(options), {
+      const outcome = await undo(readGuard(options), {
         screen,
         live,
         signal: signal(),
         ...(person && !yes && { agree }),
       })
+      if (outcome === 'restart') process.exitCode = RESTART
     }
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error)

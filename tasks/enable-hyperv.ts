@@ -176,13 +176,14 @@ export async function enableHyperV(
 }
 
 /**
- * Takes back what {@link enableHyperV} changed, and nothing that was on before it. Of VMs that Hyper-V
- * has by then the files stay. Where `restartNeeded` is true, it holds from the next start of Windows.
+ * Takes back what {@link enableHyperV} changed, and nothing that was on before it. Where Hyper-V runs and
+ * has VMs, whoever made them, it changes nothing and names them in `vms`: they would be lost to the user.
+ * Where `restartNeeded` is true, it holds from the next start of Windows.
  */
 export async function undoEnableHyperV(
   result: EnableHyperVResult,
   ps = powershell,
-): Promise<{ changed: boolean; restartNeeded: boolean }> {
+): Promise<{ changed: boolean; restartNeeded: boolean; vms?: string[] }> {
   if (result.before === undefined) return { changed: false, restartNeeded: false }
   const { stdout } = await ps`
     $done = ${JSON.stringify(result)}
@@ -191,6 +192,19 @@ export async function undoEnableHyperV(
     $task = $result.resume
     $restart = $false
     $changed = $false
+    # its tools may go while it has VMs
+    $takes = $result.before.launchType -or @($features | Where-Object { $_ -notmatch 'Tools|PowerShell|Clients' }).Count -gt 0
+    $runs = if (-not $takes) { $false }
+    elseif ($result.windows -eq 'client') { @(Get-WindowsOptionalFeature -Online | Where-Object { $_.FeatureName -eq 'Microsoft-Hyper-V' -and [string]$_.State -eq 'Enabled' }).Count -gt 0 }
+    else { @(Get-WindowsFeature | Where-Object { $_.Name -eq 'Hyper-V' -and [string]$_.InstallState -eq 'Installed' }).Count -gt 0 }
+    if ($runs) {
+      if (-not (Get-Command -Name Get-VM -ErrorAction Ignore)) { throw 'Cannot turn Hyper-V off: whether it has VMs is not known, for its PowerShell module is not on. Look yourself. Run: virtmgmt.msc' }
+      $vms = @(Get-VM | ForEach-Object { $_.Name })
+      if ($vms.Count -gt 0) {
+        ConvertTo-Json -InputObject ([ordered]@{ changed = $false; restartNeeded = $false; vms = $vms }) -Compress
+        return
+      }
+    }
     if ($task -and -not $result.before.waited) {
       $waiting = @(Get-ScheduledTask -TaskName $task -ErrorAction SilentlyContinue)
       if ($waiting.Count -gt 0) { Unregister-ScheduledTask -InputObject $waiting[0] -Confirm:$false; $changed = $true }
@@ -217,7 +231,7 @@ export async function undoEnableHyperV(
       }
     }
     ConvertTo-Json -InputObject ([ordered]@{ changed = $changed; restartNeeded = $restart }) -Compress`
-  return JSON.parse(stdout) as { changed: boolean; restartNeeded: boolean }
+  return JSON.parse(stdout) as { changed: boolean; restartNeeded: boolean; vms?: string[] }
 }
 
 function refuseCommand(command: string | undefined): void {

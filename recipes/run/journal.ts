@@ -5,7 +5,7 @@
 import envPaths from 'env-paths'
 import fs from 'fs-extra'
 import { dirname, join, resolve } from 'node:path'
-import { type Plan, type StepResult, targetOf } from './plan.ts'
+import { FEATURES, isFeatures, type Plan, type StepResult, targetOf } from './plan.ts'
 import type { SourceFile } from './source.ts'
 
 /** One line of a journal. Times are ISO 8601, UTC. */
@@ -46,11 +46,20 @@ export interface Journal {
 /** Where journals live unless `--state` says otherwise: the user's data folder for the kit. */
 export const stateFolder = envPaths('vbox-to-hyperv', { suffix: '' }).data
 
-/** The command that takes a run back, whatever has run since. */
-export function undoCommand(run: string, state: string): string {
+/**
+ * The command that takes a run back, whatever has run since.
+ * @param features what it turned on of Windows, too
+ */
+export function undoCommand(run: string, state: string, features = false): string {
   const word = (text: string) => /^[\p{L}\p{N}.:\\/_-]+$/u.test(text) ? text : `"${text}"`
   const folder = resolve(state) === resolve(stateFolder) ? '' : ` --state ${word(resolve(state))}`
-  return `npx zx recipes/undo.ts ${word(run)}${folder}`
+  return `npx zx recipes/undo.ts ${word(run)}${features ? ' --features' : ''}${folder}`
+}
+
+/** Whether a run turned a feature of Windows on, as far as is known, that is not taken back. */
+export function turnedOn({ done, unfinished, begun }: Journal): boolean {
+  return done.some(({ step, result }) => step === FEATURES && result.changed) ||
+    unfinished.includes(FEATURES) && begun[FEATURES]?.expected?.changed === true
 }
 
 /** Whether something is changed by it, as far as is known, that can be taken back. */
@@ -92,8 +101,14 @@ export async function record(file: string, entry: Untimed<JournalEntry>): Promis
 
 /** Begins the journal of a run, or goes on with that of an earlier run of the same plan that did not end well. */
 export async function beginJournal(state: string, plan: Plan): Promise<Journal> {
-  const last = (await readJournals(state)).findLast((journal) => journal.plan.key === plan.key)
-  if (last && last.outcome !== 'done' && last.outcome !== 'undone') {
+  const journals = await readJournals(state)
+  const goesOn = ({ outcome }: Journal) => outcome !== 'done' && outcome !== 'undone'
+  const newest = journals.findLast((journal) => journal.plan.key === plan.key)
+  // what was turned on for a VM is of the run that moves it then
+  const last = newest && goesOn(newest)
+    ? newest
+    : journals.findLast((journal) => goesOn(journal) && isBegunFor(plan, journal.plan))
+  if (last) {
     await record(last.file, { entry: 'plan', plan })
     return await readJournal(last.file) as Journal
   }
@@ -107,6 +122,13 @@ export async function beginJournal(state: string, plan: Plan): Promise<Journal> 
   const file = join(folder, `${run}.jsonl`)
   await record(file, { entry: 'plan', plan })
   return await readJournal(file) as Journal
+}
+
+/** Whether a run had come no further than to turn Hyper-V on for what this plan moves. */
+function isBegunFor(plan: Plan, begun: Plan): boolean {
+  const of = ({ name, source: { kind, name: from } }: Plan) => JSON.stringify([name, kind, from])
+  return isFeatures(begun) && plan.steps.some(({ id }) => id === FEATURES) &&
+    of(plan) === of(begun) && targetOf(plan) === targetOf(begun)
 }
 
 /**
@@ -153,7 +175,10 @@ async function readJournal(file: string): Promise<Journal | undefined> {
       const nothing = { outcome: undefined, sourceChanges: undefined }
       if (journal) {
         Object.assign(journal, { plan, ...nothing })
-        if (!journal.done.some(({ result }) => result.changed)) journal.source = source
+        // Hyper-V that is turned on is made of no source
+        if (!journal.done.some(({ step, result }) => step !== FEATURES && result.changed)) {
+          journal.source = source
+        }
       } else {
         const run = file.replace(/^.*[\\/]|\.jsonl$/g, '')
         const { time } = entry

@@ -41,6 +41,8 @@ export interface Wishes extends GuardOptions {
   via?: 'auto' | 'direct' | 'kvp' | 'print' | undefined
   nested?: boolean | undefined
   start?: boolean | undefined
+  /** Whether Hyper-V is turned on first where it is off. @default false */
+  enableHyperv?: boolean | undefined
 }
 
 /** Where the VM goes: this machine's Hyper-V, another machine's over SSH, or a folder to carry to one. */
@@ -174,6 +176,7 @@ const WISHES: Record<keyof Wishes, true> = {
   via: true,
   nested: true,
   start: true,
+  enableHyperv: true,
 }
 
 /** What `inspectDisk` says of each disk of the VM, in the VM's order, and when its file was last written. */
@@ -212,6 +215,12 @@ export function makePlan(
     refusals.push(
       'Cannot guard what a bundle will change: nobody would confirm it there. ' +
         'Run again without --revert-after and --probe',
+    )
+  }
+  if (!local && wishes.enableHyperv) {
+    refusals.push(
+      'Cannot turn Hyper-V on where a bundle goes: its host is not known here. Run again without ' +
+        '--enable-hyperv, and on that host: npx zx tasks/enable-hyperv.ts',
     )
   }
   const steps: Step[] = []
@@ -261,6 +270,18 @@ export function makePlan(
       ...(local && { storage: folder, space: spaceFor(disks) }),
     },
   })
+  if (local && wishes.enableHyperv) {
+    add({
+      id: FEATURES,
+      task: 'enable-hyperv',
+      where: 'host',
+      needs: [],
+      title: 'Turn Hyper-V on',
+      undo: 'turn off what this turned on, if --features says so and no VM is left',
+      already: 'it is on',
+      options: {},
+    })
+  }
   const made = disks.map((disk, index) => {
     const { path, member } = vm.disks[index] as VmDescription['disks'][number]
     const id = add({
@@ -490,11 +511,35 @@ export function makePlan(
   return { plan: { ...plan, key: hash([plan.source, plan.target, known]) }, refusals }
 }
 
+/** The id of the step that turns a feature of Windows on. */
+export const FEATURES = 'enable-hyperv'
+
+/**
+ * Of a plan what comes before all else on a host where Hyper-V is off. The rest is planned when it is on:
+ * only then the host has switches, and a folder for disks.
+ */
+export function featuresOf(plan: Plan): Plan {
+  const steps = plan.steps.filter(({ id }) => id === FEATURES).map((step) => {
+    const { already: _, ...left } = step
+    return left as Step
+  })
+  const note =
+    'Hyper-V is off on the host, so it is turned on first. The rest of the plan is made when it is on.'
+  const known = steps.map(({ estimate: _, ...step }) => step)
+  return { ...plan, key: hash([plan.source, plan.target, known]), steps, notes: [note] }
+}
+
+/** Whether a plan does no more than turn Hyper-V on. */
+export function isFeatures({ steps }: Pick<Plan, 'steps'>): boolean {
+  return steps.length > 0 && steps.every(({ id }) => id === FEATURES)
+}
+
 type Unestimated<T> = T extends unknown ? Omit<T, 'estimate'> : never
 
 /** Bytes a second that a disk or a network of no special kind carries, and seconds that other steps take. */
 const RATE = { 'convert-disk': 150e6, 'place-disk': 150e6, 'send-disk': 50e6 }
 const SECONDS: Partial<Record<Step['task'], number>> = {
+  'enable-hyperv': 120,
   'create-switch': 15, // a network adapter is taken over
   'prepare-guest': 15,
   'start-vm': 60,

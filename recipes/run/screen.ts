@@ -21,8 +21,11 @@ export type RunEvent =
   | { event: 'end'; outcome: Ending; next: string[] }
   | { event: 'error'; message: string }
 
-/** `declined`: a person was asked, and said no. */
-export type Ending = 'done' | 'same' | 'dry-run' | 'declined' | 'failed' | 'stopped'
+/** `declined`: a person was asked, and said no. `restart`: what was done holds when Windows has restarted. */
+export type Ending = 'done' | 'same' | 'dry-run' | 'declined' | 'failed' | 'stopped' | 'restart'
+
+/** The exit code of `restart`, as installers of Windows have it; elsewhere exit codes end at 255. */
+export const RESTART = process.platform === 'win32' ? 3010 : 1
 
 /**
  * `would` and `unknown` are a dry run's: it would change something; it cannot be asked before an

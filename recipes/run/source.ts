@@ -5,7 +5,7 @@ import { type FileHandle, open, readdir } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import type { VmDescription } from '../../tasks/inspect-vm.ts'
 import type { Journal } from './journal.ts'
-import type { Plan } from './plan.ts'
+import { FEATURES, type Plan } from './plan.ts'
 
 /** A file of the source. */
 export interface SourceFile {
@@ -75,7 +75,7 @@ export async function refuseChanged(journals: readonly Journal[], plan: Plan): P
   const last = journals.findLast((journal) => placeOf(journal.plan) === wanted)
   if (!last || last.outcome === 'done' || last.outcome === 'undone') return []
   // of one that has made nothing there is nothing to go on with
-  if (!last.done.some(({ result }) => result.changed)) return []
+  if (!last.done.some(({ step, result }) => step !== FEATURES && result.changed)) return []
   const changed = await changedSince(last.source)
   if (changed.length === 0) return []
   return [

@@ -8,6 +8,7 @@ import {
 } from '../../tasks/convert-disk.ts'
 import { createSwitch, undoCreateSwitch } from '../../tasks/create-switch.ts'
 import { createVm, undoCreateVm } from '../../tasks/create-vm.ts'
+import { enableHyperV, undoEnableHyperV } from '../../tasks/enable-hyperv.ts'
 import { enableNested, undoEnableNested } from '../../tasks/enable-nested.ts'
 import { forwardPort, undoForwardPort } from '../../tasks/forward-port.ts'
 import type { GuardOptions } from '../../tasks/guard.ts'
@@ -55,6 +56,11 @@ const task = <O, R>(task: Task<O, R>): Task<O, R> => task
 export const tasks = {
   'check-host': task({
     run: (options: Parameters<typeof checkHost>[0], { ps }) => checkHost(options, ps),
+  }),
+  'enable-hyperv': task({
+    run: (options: Pick<NonNullable<Parameters<typeof enableHyperV>[0]>, 'dryRun'>, { ps }) =>
+      enableHyperV(options, ps),
+    undo: (result, { ps }) => undoEnableHyperV(result, ps),
   }),
   'convert-disk': task({
     run: (options: Parameters<typeof convertDisk>[0], { here, signal, onProgress }) =>
@@ -195,10 +201,10 @@ export function completed(expected: StepResult, now: StepResult): StepResult {
   return { ...expected, ...Object.fromEntries(known), before: expected.before, changed: true }
 }
 
-/** Takes back what a step changed; a task that only reads has nothing to take back. */
-export async function takeBack(name: TaskName, result: StepResult, tools: Tools): Promise<void> {
+/** Takes back what a step changed, and gives what its undo answers; a task that only reads has none. */
+export async function takeBack(name: TaskName, result: StepResult, tools: Tools): Promise<unknown> {
   const { undo } = tasks[name] as unknown as Task<object, object>
-  if (result.changed) await undo?.(result, tools)
+  return result.changed ? await undo?.(result, tools) : undefined
 }
 
 /** Removes what a step has written of a file that it did not come to the end of. */
