@@ -10,6 +10,7 @@ import { runTask } from '../run-task.ts'
 import { type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 
 const TASK = 'vbox-to-hyperv-resume'
+const MODULE = 'Microsoft-Hyper-V-Management-PowerShell'
 const SERVER = join(import.meta.dirname as string, '..', '..', 'fixtures', 'hyper-v', 'server.json')
 const enabling = suite<{ host: SimulatedHost; seed: object }>('enableHyperV')
 const test = needs(enabling, 'pwsh')
@@ -88,6 +89,27 @@ test('turns off what runs with the next start, and says so', async ({ host }) =>
   })
   deepEqual(await undoEnableHyperV(result, host.ps), { changed: true, restartNeeded: true })
   equal((await host.state()).features['Microsoft-Hyper-V'], 'DisablePending')
+})
+
+test('leaves Hyper-V on where it has VMs by then, and names them', async ({ host }) => {
+  const result = await enableHyperV({}, host.ps)
+  await host.change((state) => {
+    for (const name of Object.keys(state.features)) {
+      if (state.features[name] === 'EnablePending') state.features[name] = 'Enabled'
+    }
+  })
+  const name = 'Bob’s "VM" 桥接'
+  await host.ps`
+    $name = ${name}
+    $null = New-VM -Name $name -NoVHD`
+  const before = await host.text()
+  const left = { changed: false, restartNeeded: false, vms: [name] }
+  deepEqual(await undoEnableHyperV(result, host.ps), left)
+  equal(await host.text(), before)
+  // its tools are no VM's
+  const tools = { ...result, before: { features: [MODULE], launchType: null, waited: true } }
+  equal((await undoEnableHyperV(tools, host.ps)).changed, true)
+  equal((await host.state()).features[MODULE], 'DisablePending')
 })
 
 test('turns the module on where only that is off', async ({ host, seed }) => {
