@@ -172,7 +172,6 @@ test('turns Hyper-V on, goes on after the restart as one run, and turns it off l
 
 test('knows what it turned on where the answer was lost, and turns off no more than that', async ({ host, options, state }) => {
   await host.change(({ features }) => features['Microsoft-Hyper-V-Hypervisor'] = 'Enabled')
-  const before = await host.state()
   const lost = await run(host, options, undefined, () => {
     throw new Error('The connection is lost')
   }).catch(({ message }: Error) => message)
@@ -181,9 +180,15 @@ test('knows what it turned on where the answer was lost, and turns off no more t
     /^The connection is lost\nRun the same command again to go on, or take it back:\n.+ --features/,
   )
   equal((await host.state()).features['Microsoft-Hyper-V'], 'EnablePending')
+  await restart(host)
+  equal((await run(host, options)).outcome, 'done')
+  const [[, first] = [], ...others] = await outcomes(state)
+  deepEqual([first, others], ['enable-hyperv', []])
   const off = await takeBack(host, { state, features: true })
-  equal(off.outcome, 'restart')
-  deepEqual((await host.state()).features, before.features)
+  deepEqual([off.outcome, off.steps.at(-1)], ['restart', ['enable-hyperv', 'done']])
+  const { features } = await host.state()
+  const { 'Microsoft-Hyper-V-Hypervisor': kept, [MODULE]: module } = features
+  deepEqual([kept, module], ['Enabled', 'DisablePending'])
 })
 
 test('goes on at once where no restart is needed, and leaves what was on', async ({ host, options, state }) => {
