@@ -213,7 +213,7 @@ async function pour(socket: Socket, { host, port }: SocksConnectOptions): Promis
       : error.message
     return new Error(`Lost the connection to ${host}:${port}: ${how}. Run the same again`)
   }
-  if (socket.errored) throw lost(socket.errored)
+  if (socket.destroyed) throw lost(socket.errored ?? new Error('it is closed'))
   const failed = new Promise<never>((_, reject) => {
     socket.once('error', (error: NodeJS.ErrnoException) => reject(lost(error)))
     // whoever read is gone, and nobody is left to tell

@@ -225,7 +225,8 @@ test('says that the connection broke, by exit code 1', async () => {
       })
     })
   })
-  for (delay of [50, undefined]) {
+  // Wine never tells of a reset that comes together with data
+  for (delay of process.platform === 'win32' ? [50] : [50, undefined]) {
     const reset = await run(['--proxy', `127.0.0.1:${broken.port}`, 'db', '22'])
     equal(
       reset.stderr,
