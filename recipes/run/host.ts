@@ -44,7 +44,7 @@ export async function localFile(path: string): Promise<string> {
 
 /** A folder of a machine over SSH as its PowerShell knows it: Windows takes slashes for a share's backslashes, too. */
 export function farFolder(folder: string): string {
-  return folder.replace(/^\/\/(?=[^/\\])/, '\\\\')
+  return /^\/\/[^/\\]/.test(folder) ? folder.replaceAll('/', '\\') : folder
 }
 
 /** A folder of this machine as its own PowerShell knows it, which in WSL is that of Windows. */

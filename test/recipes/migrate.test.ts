@@ -609,7 +609,8 @@ commands('prints the plan that the README’s picture shows', async ({ dir }) =>
   const words = (text: string) => text.replaceAll(/\s+/g, ' ').trim()
   const [plan = ''] = stdout.split('\nwould do')
   match(plan, /^Move "Demo BIOS" to Hyper-V\n/)
-  ok(words(shown).includes(words(plan)), 'not the plan of now. Run: npm run record')
+  const now = words(plan).replace('out\\demo', 'out/demo') // the folder is written as the system writes it
+  ok(words(shown).includes(now), 'not the plan of now. Run: npm run record')
 })
 
 commands('says what is wrong in a sentence, without a stack', async ({ dir }) => {

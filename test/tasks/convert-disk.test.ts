@@ -12,6 +12,7 @@ import {
   inspectDisk,
   undoConvertDisk,
 } from '../../tasks/convert-disk.ts'
+import { anotherProcess } from './convert-disk/another.ts'
 import { disk, gptDisk, manifest, MB, ovf, tar, vdi, vmdk, warned } from './convert-disk/images.ts'
 
 interface Context {
@@ -215,15 +216,16 @@ converts(
       const child = execFile(process.execPath, ['--version'], () => resolve(child.pid))
     })
     await file(`a.vhdx.${pid}-0123abcd.partial`, 'left')
-    await file(`a.vhdx.${process.ppid}-0123abcd.partial`, 'in work')
+    const { pid: other, end } = anotherProcess()
+    await file(`a.vhdx.${other}-0123abcd.partial`, 'in work')
     await file('a.vhdx.partial', 'of someone else')
-    await convertDisk({ from, to: join(dir, 'a.vhdx') })
+    await convertDisk({ from, to: join(dir, 'a.vhdx') }).finally(end)
     deepEqual(
       (await fs.readdir(dir)).sort(),
       [
         'a.vdi',
         'a.vhdx',
-        `a.vhdx.${process.ppid}-0123abcd.partial`,
+        `a.vhdx.${other}-0123abcd.partial`,
         'a.vhdx.partial',
       ].sort(),
     )

@@ -295,6 +295,7 @@ needs(plans, 'pwsh')(
 plans.run()
 
 const ALL = {
+  enableHyperv: true,
   name: 'web',
   cpus: 2,
   memory: 2 ** 30,
