@@ -106,6 +106,16 @@ export async function simulatedHost(
   }
 }
 
+/** The test's host, which a recipe may use but not close. */
+export function lent({ ps, using }: SimulatedHost) {
+  return {
+    ps,
+    using,
+    here: (path: string) => Promise.resolve(path),
+    close: () => Promise.resolve(),
+  }
+}
+
 /** Guests that answer at once, on each adapter: an adapter without an address is waited for. */
 export function quickGuests(state: { guests: unknown }): void {
   state.guests = { '*': { heartbeat: { polls: 0 }, addresses: { '*': ['192.168.56.191'] } } }

@@ -10,7 +10,13 @@ import { migrate, type MigrateOptions } from '../../recipes/migrate.ts'
 import type { RunEvent } from '../../recipes/run/screen.ts'
 import { undo } from '../../recipes/undo.ts'
 import { needs } from '../needs.ts'
-import { comparable, quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+import {
+  comparable,
+  lent,
+  quickGuests,
+  type SimulatedHost,
+  simulatedHost,
+} from '../simulated-host.ts'
 
 const NAME = 'Bob’s "VM" 桥接'
 const UUID = '5a1f3c2e-0b64-4d7e-9a52-3f1c0e8d7b61'
@@ -159,14 +165,4 @@ async function run(
     host: () => lent(host),
   })
   return { outcome, events }
-}
-
-/** The test's host, which a recipe may use but not close. */
-function lent({ ps, using }: SimulatedHost) {
-  return {
-    ps,
-    using,
-    here: (path: string) => Promise.resolve(path),
-    close: () => Promise.resolve(),
-  }
 }

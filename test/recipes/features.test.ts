@@ -11,7 +11,7 @@ import type { RunEvent } from '../../recipes/run/screen.ts'
 import { runs } from '../../recipes/runs.ts'
 import { undo, type UndoOptions } from '../../recipes/undo.ts'
 import { needs } from '../needs.ts'
-import { quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+import { lent, quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 
 const root = join(import.meta.dirname as string, '..', '..')
 const MODULE = 'Microsoft-Hyper-V-Management-PowerShell'
@@ -255,7 +255,7 @@ async function run(
   const events: RunEvent[] = []
   const outcome = await migrate(options, {
     screen: (event) => events.push(event),
-    host: () => lent(host, turned),
+    host: () => watched(host, turned),
     ...(agree && { agree }),
   })
   for (const event of events) {
@@ -275,20 +275,15 @@ async function takeBack(host: SimulatedHost, options: UndoOptions) {
   return { outcome, steps: ended, next: next(events) }
 }
 
-/** The test's host, which a recipe may use but not close. */
-function lent({ ps, using }: SimulatedHost, turned?: () => Promise<void>) {
-  const watched: SimulatedHost['using'] = (options) => async (pieces, ...values) => {
-    const answer = await using(options)(pieces, ...values)
+/** The test's host, which tells when Hyper-V is turned on. */
+function watched(host: SimulatedHost, turned?: () => Promise<void>) {
+  const using: SimulatedHost['using'] = (options) => async (pieces, ...values) => {
+    const answer = await host.using(options)(pieces, ...values)
     const turnsOn = pieces.join('').includes('Install-WindowsFeature') && values[1] === false
     if (turnsOn) await turned?.()
     return answer
   }
-  return {
-    ps,
-    using: watched,
-    here: (path: string) => Promise.resolve(path),
-    close: () => Promise.resolve(),
-  }
+  return { ...lent(host), using }
 }
 
 function steps(events: RunEvent[]): [string, string][] {

@@ -21,7 +21,7 @@ import { undo } from '../../recipes/undo.ts'
 import { convertDisk } from '../../tasks/convert-disk.ts'
 import { needs } from '../needs.ts'
 import { answer, type Said } from '../run-migration.ts'
-import { comparable, quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+import { comparable, lent, quickGuests, simulatedHost } from '../simulated-host.ts'
 
 const execute = promisify(execFile)
 const cache = join(tmpdir(), 'vbox-to-hyperv-compile-cache')
@@ -154,7 +154,7 @@ needs(kills, 'pwsh')(
         guestIp: '192.168.56.191',
       }
       await fs.ensureDir(join(dir, 'run', 'vms'))
-      const begin = () => start(options, shared(host))
+      const begin = () => start(options, lent(host))
       const reset = async () => {
         await host.change((state) => {
           for (const key of Object.keys(state)) delete state[key]
@@ -190,7 +190,7 @@ needs(kills, 'pwsh')(
           await host.ps`'{}'` // what was under way has ended
           if (random() > 0.2) return
           if ((await readJournals(options.state as string)).length > 0) {
-            await undo({ state: options.state }, { screen: () => {}, host: () => shared(host) })
+            await undo({ state: options.state }, { screen: () => {}, host: () => lent(host) })
           }
           const { guests: _, ...state } = await host.state()
           const { guests: __, ...was } = JSON.parse(before)
@@ -284,11 +284,6 @@ async function killed({ kills, random, whole, begin, finished, after }: {
   return `${count} kills of a run of ${
     Math.round(shortest)
   } ms, ${complete} runs came to their end, one after ${again} kills`
-}
-
-/** The host for a recipe in this process, which does not close it. */
-function shared({ ps, using }: SimulatedHost): Host {
-  return { ps, using, close: () => Promise.resolve(), here: (path) => Promise.resolve(path) }
 }
 
 /** A generator of numbers from 0 to 1 that are the same each time (mulberry32). */

@@ -14,7 +14,7 @@ import { undo } from '../../recipes/undo.ts'
 import { HostError } from '../../tasks/task.ts'
 import { boots } from '../boot.ts'
 import { needs } from '../needs.ts'
-import { quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+import { lent, quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
 import { analyze } from '../tasks/analyze.ts'
 
 const execute = promisify(execFile)
@@ -714,16 +714,6 @@ async function failure(options: MigrateOptions, host?: SimulatedHost): Promise<s
   let message = ''
   await rejects(run(options, host), (error: Error) => (message = error.message) !== '')
   return message
-}
-
-/** The test's host, which a recipe may use but not close. */
-function lent({ ps, using }: SimulatedHost) {
-  return {
-    ps,
-    using,
-    here: (path: string) => Promise.resolve(path),
-    close: () => Promise.resolve(),
-  }
 }
 
 function next(events: RunEvent[]): string {
