@@ -3,9 +3,10 @@ import { readFile } from 'node:fs/promises'
 import { homedir, userInfo } from 'node:os'
 import { join } from 'node:path'
 import process from 'node:process'
-import ssh2, { type AnyAuthMethod, type ParsedKey } from 'ssh2'
+import type { AnyAuthMethod, ParsedKey } from 'ssh2'
 import { readCredential, type Secret } from '../task.ts'
 import type { Hop, WayOptions } from './hops.ts'
+import ssh2 from './ssh2.ts'
 
 export interface SignIn {
   username: string

@@ -5,10 +5,11 @@ import type { Duplex } from 'node:stream'
 import { setImmediate } from 'node:timers/promises'
 import { domainToASCII } from 'node:url'
 import { SocksClient } from 'socks'
-import ssh2, { type ClientChannel } from 'ssh2'
+import type { Algorithms, Client, ClientChannel } from 'ssh2'
 import type { Secret } from '../task.ts'
 import { signIn } from './credentials.ts'
 import { fingerprint, hostName, judge, knownKeys, remember } from './known-hosts.ts'
+import ssh2 from './ssh2.ts'
 
 export interface Endpoint {
   host: string
@@ -271,7 +272,7 @@ async function throughSocks(
   }
 }
 
-async function openSsh(sock: Duplex, hop: Hop, options: WayOptions): Promise<ssh2.Client> {
+async function openSsh(sock: Duplex, hop: Hop, options: WayOptions): Promise<Client> {
   const { timeout, keepalive, knownHosts, trust } = options
   sock.on('error', () => {}) // the client says it
   let refusal: Error | undefined
@@ -400,7 +401,7 @@ function gathered(sock: Duplex): Duplex {
 }
 
 /** What Node does fast goes first; a kind of key that is known goes before those that are not. */
-function algorithms(known: readonly string[]): ssh2.Algorithms {
+function algorithms(known: readonly string[]): Algorithms {
   const keys = [
     'ssh-ed25519',
     'ecdsa-sha2-nistp256',
@@ -418,7 +419,7 @@ function algorithms(known: readonly string[]): ssh2.Algorithms {
 }
 
 function throughSsh(
-  client: ssh2.Client,
+  client: Client,
   hop: Hop,
   target: Endpoint,
   { timeout }: WayOptions,
