@@ -122,14 +122,8 @@ export async function guarded<R extends { changed: boolean; notes: string[] }>(
  * left of them.
  */
 export async function undoPending(ps: PowerShell): Promise<void> {
-  await ps`
-    $folder = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv')
-    if (-not [IO.Directory]::Exists($folder)) { return }
-    foreach ($pending in [IO.Directory]::GetFiles($folder, 'guard-*.ps1')) {
-      $text = [IO.File]::ReadAllText($pending)
-      # one that is not whole goes with the next change: nothing was changed under it
-      if ($text.EndsWith(${END}, 'Ordinal')) { & ([ScriptBlock]::Create($text)) -Now }
-    }`
+  await before(UNDO_PENDING, ps)`
+    $end = ${END}`
 }
 
 function checkGuard({ revertAfter = 60, probe = [] }: GuardOptions): void {
@@ -206,7 +200,7 @@ function change(
     probe: readonly string[]
   },
 ): PromiseLike<{ stdout: string }> {
-  return ps`
+  return before(CHANGE, ps)`
     $subject = ${subject}
     $token = ${token}
     $asking = ${asking}
@@ -215,200 +209,224 @@ function change(
     $reverting = ${REVERT}
     $end = ${END}
     $seconds = ${revertAfter}
-    $probes = ${probe}
-    function quoted($text) { "'" + [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent($text) + "'" }
-    function run($text) { [string]@(& ([ScriptBlock]::Create($text)))[-1] }
-    function revert($path) { & ([ScriptBlock]::Create([IO.File]::ReadAllText($path))) -Now }
-    # written through: after a power cut the guard has to be there, whole
-    function put($path, $text) {
-      $bytes = (New-Object Text.UTF8Encoding $false).GetBytes($text)
-      $file = [IO.File]::Create($path)
-      try {
-        $file.Write($bytes, 0, $bytes.Length)
-        $file.Flush($true)
-      } finally { $file.Dispose() }
-    }
-    function gateways {
-      foreach ($route in @(Get-NetRoute | Where-Object { $_.DestinationPrefix -eq '0.0.0.0/0' -and $_.NextHop -ne '0.0.0.0' })) {
-        # a router answers who has its address, whatever else it keeps to itself
-        try { $null = (New-Object Net.Sockets.UdpClient).Send([byte[]]@(0), 1, $route.NextHop, 9) } catch { Write-Verbose $_ }
-        $known = @(Get-NetNeighbor | Where-Object { $_.IPAddress -eq $route.NextHop -and $_.InterfaceIndex -eq $route.InterfaceIndex -and [string]$_.State -in 'Reachable', 'Stale', 'Delay', 'Probe', 'Permanent' })
-        if ($known.Count -gt 0) { [pscustomobject]@{ hop = [string]$route.NextHop; index = [int]$route.InterfaceIndex } }
-      }
-    }
-    function servers { Get-DnsClientServerAddress -AddressFamily IPv4 | ForEach-Object { $_.ServerAddresses } | Where-Object { $_ } }
-    # the DNS servers that answer, each asked from its adapter's own address, for the servers of the root, which it
-    # knows or refuses to tell (assumption: every server does)
-    function naming {
-      $query = [byte[]]@(7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1)
-      $own = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { [string]$_.AddressState -eq 'Preferred' })
-      $asked = @(foreach ($set in @(Get-DnsClientServerAddress -AddressFamily IPv4)) {
-          $from = $own | Where-Object { $_.InterfaceIndex -eq $set.InterfaceIndex } | Select-Object -First 1
-          foreach ($server in @($set.ServerAddresses | Where-Object { $_ -and $from })) {
-            try {
-              $client = New-Object Net.Sockets.UdpClient (New-Object Net.IPEndPoint ([Net.IPAddress]$from.IPAddress), 0)
-              $null = $client.Send($query, $query.Length, $server, 53)
-              @{ server = [string]$server; client = $client; answer = $client.ReceiveAsync() }
-            } catch { Write-Verbose $_ }
-          }
-        })
-      $waited = [Diagnostics.Stopwatch]::StartNew()
-      foreach ($one in $asked) {
-        try { if ($one.answer.Wait([Math]::Max(1, 1000 - $waited.ElapsedMilliseconds))) { $one.server } } catch { Write-Verbose $_ }
-        $one.client.Dispose()
-      }
-    }
-    function answers($probe) {
-      try {
-        if ($probe -match '^https?://') {
-          $request = [Net.WebRequest]::Create($probe)
-          $request.Timeout = 3000
-          $request.GetResponse().Close()
-          return $true
-        }
-        $at = $probe.LastIndexOf(':')
-        $client = New-Object Net.Sockets.TcpClient
-        try {
-          $null = $client.ConnectAsync($probe.Substring(0, $at).Trim('[', ']'), [int]$probe.Substring($at + 1)).Wait(3000)
-          return $client.Connected
-        } finally { $client.Dispose() }
-      } catch {
-        # a page that is not there is an answer too
-        $_.Exception.InnerException -is [Net.WebException] -and $null -ne $_.Exception.InnerException.Response
-      }
-    }
-    # what is not as it was, in words
-    function lost {
-      $now = @(gateways)
-      foreach ($gateway in $before.gateways) {
-        $gone = @(Get-NetIPInterface -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -eq $gateway.index }).Count -eq 0
-        if (-not $keeps -and $gone) { continue }
-        if (@($now | Where-Object { $_.hop -eq $gateway.hop }).Count -eq 0) { "the gateway $($gateway.hop) does not answer" }
-      }
-      $there = @(servers)
-      if ($keeps) {
-        foreach ($server in @($before.servers | Where-Object { $_ -notin $there })) { "the DNS server $server is not set" }
-        $named = @(if ($before.naming.Count -gt 0) { naming })
-        foreach ($server in @($before.naming | Where-Object { $_ -in $there -and $_ -notin $named })) { "the DNS server $server does not answer" }
-      }
-      foreach ($probe in $probes) { if (-not (answers $probe)) { "$probe does not answer" } }
-    }
-
-    $folder = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv')
-    $windows = [Environment]::OSVersion.Platform -eq 'Win32NT'
-    if (-not [IO.Directory]::Exists($folder)) {
-      $null = [IO.Directory]::CreateDirectory($folder)
-      if ($windows) {
-        $null = icacls $folder /setowner '*S-1-5-32-544'
-        $null = icacls $folder /inheritance:r /grant:r '*S-1-5-18:(OI)(CI)F' '*S-1-5-32-544:(OI)(CI)F'
-        if ($LASTEXITCODE -ne 0) { throw "Cannot keep the folder ""$folder"" for administrators alone (icacls: exit code $LASTEXITCODE). Run: Remove-Item -Recurse -LiteralPath $(quoted $folder)" }
-      }
-    }
-    # anybody may make a folder in ProgramData, so it may be another's
-    if ($windows -and (Get-Acl -LiteralPath $folder).GetOwner([Security.Principal.SecurityIdentifier]).Value -notin 'S-1-5-32-544', 'S-1-5-18') {
-      throw "Cannot guard the change of $($subject): the folder ""$folder"" is not the administrators' own. Run: Remove-Item -Recurse -LiteralPath $(quoted $folder)"
-    }
-    $stem = [IO.Path]::Combine($folder, "guard-$token")
-    $task = "vbox-to-hyperv guard $token"
-
-    # a change that nobody confirmed is taken back first, so that this one starts from what was
-    foreach ($pending in [IO.Directory]::GetFiles($folder, 'guard-*.ps1')) {
-      if ([IO.File]::ReadAllText($pending).EndsWith($end, 'Ordinal')) {
-        try { revert $pending } catch { throw "Cannot change $($subject): an earlier change that nobody confirmed cannot be taken back: $($_.Exception.Message). Mend that and run again, or leave the change as it is: Remove-Item -Path $(quoted ([IO.Path]::ChangeExtension($pending, '*')))" }
-        continue
-      }
-      # cut off while it was written, before anything was changed
-      [IO.File]::Delete([IO.Path]::ChangeExtension($pending, 'armed'))
-      [IO.File]::Delete($pending)
-    }
-    $told = @()
-    $log = [IO.Path]::Combine($folder, 'guard.log')
-    if ([IO.File]::Exists($log)) {
-      foreach ($line in [IO.File]::ReadAllLines($log)) {
-        $entry = ConvertFrom-Json $line
-        if ($entry.failure) { $told += "At $($entry.at) the host could not take back the change of $($entry.subject): $($entry.failure)" }
-        else { $told += "At $($entry.at) the host took back the change of $($entry.subject), $($entry.why)" }
-      }
-      [IO.File]::AppendAllText([IO.Path]::Combine($folder, 'guard-told.log'), [IO.File]::ReadAllText($log))
-      [IO.File]::Delete($log)
-    }
-
-    $answer = run $asking
-    $asked = ConvertFrom-Json $answer
-    $armed = [bool]$asked.changed
-    if ($armed) {
-      $keeps = $null -eq $asked.shared -or $asked.shared
-      $before = @{ gateways = @(gateways); servers = @(servers); naming = @(if ($keeps) { naming }) }
-      $lines = @(
-        'param([switch]$Now, [string]$Why = ''which nobody confirmed'')'
-        '$subject = ' + (quoted $subject)
-        '$token = ' + (quoted $token)
-        '$seconds = ' + $seconds
-        '$began = ' + [Diagnostics.Stopwatch]::GetTimestamp()
-        '$undo = {'
-        '$done = ' + (quoted $answer)
-        $undoing
-        '}'
-        $reverting
-      )
-      $clock = [Diagnostics.Stopwatch]::StartNew()
-      # with a mark, without which 5.1 takes a file for ANSI
-      put "$stem.ps1" ([string][char]0xfeff + ($lines -join [char]10))
-      put "$stem.armed" ''
-      $argument = '-NoProfile -NonInteractive -ExecutionPolicy Bypass -Command "& ([ScriptBlock]::Create([IO.File]::ReadAllText(' + (quoted "$stem.ps1") + ')))"'
-      try {
-        $null = Register-ScheduledTask -TaskName $task -Description "Takes back the change of $subject unless it is confirmed" -Action (New-ScheduledTaskAction -Execute powershell.exe -Argument $argument) -Trigger @((New-ScheduledTaskTrigger -Once -At (Get-Date).AddSeconds($seconds)), (New-ScheduledTaskTrigger -AtStartup)) -Principal (New-ScheduledTaskPrincipal -UserId S-1-5-18 -LogonType ServiceAccount -RunLevel Highest) -Settings (New-ScheduledTaskSettingsSet -AllowStartIfOnBatteries -DontStopIfGoingOnBatteries -StartWhenAvailable -MultipleInstances IgnoreNew -ExecutionTimeLimit (New-TimeSpan -Hours 2))
-        # it waits by itself: the time of day may jump when the network comes and goes
-        Start-ScheduledTask -TaskName $task
-        $answer = run $changing
-      } catch {
-        $failure = $_
-        # a change that failed puts back what it did; where the host is not as it was, the guard does
-        $whole = $false
-        try { $whole = (run $asking) -ceq $answer } catch { Write-Verbose $_ }
-        if (-not $whole) {
-          try { & ([ScriptBlock]::Create([IO.File]::ReadAllText("$stem.ps1"))) -Now -Why 'which failed' }
-          catch { throw "Cannot finish the change of $($subject), nor take it back: $($failure.Exception.Message), and then: $($_.Exception.Message). The host tries again when it starts, or run: Start-ScheduledTask -TaskName $(quoted $task)" }
-          throw $failure
-        }
-        [IO.File]::Delete("$stem.armed")
-        Get-ScheduledTask -TaskName "$task*" | Unregister-ScheduledTask -Confirm:$false
-        [IO.File]::Delete("$stem.ps1")
-        throw $failure
-      }
-      while (($lost = @(lost)).Count -gt 0 -and $clock.Elapsed.TotalSeconds -lt 0.75 * $seconds) { Start-Sleep -Milliseconds 250 }
-      if ($lost.Count -gt 0) {
-        try { & ([ScriptBlock]::Create([IO.File]::ReadAllText("$stem.ps1"))) -Now -Why 'which was tested and failed' } catch { throw "Cannot keep the change of $($subject), nor take it back: after it $($lost -join ', '), and then: $($_.Exception.Message). The host tries again when it starts, or run: Start-ScheduledTask -TaskName $(quoted $task)" }
-        throw "Cannot keep the change of $($subject), and took it back: after it $($lost -join ', '). Mend that, or do without the test. Run again with: --no-guard"
-      }
-    }
-    '{"result":' + $answer + ',"armed":' + (ConvertTo-Json $armed) + ',"told":' + (ConvertTo-Json -Compress -InputObject @($told)) + '}'`
+    $probes = ${probe}`
 }
 
 /** Cancels the guard. False where it has begun to take the change back. */
 async function confirm(ps: PowerShell, token: string): Promise<boolean> {
-  const { stdout } = await ps`
-    $token = ${token}
-    $folder = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv')
-    $stem = [IO.Path]::Combine($folder, "guard-$token")
-    try { [IO.File]::Move("$stem.armed", "$stem.confirmed") } catch [IO.FileNotFoundException] { 'false'; return }
-    $task = "vbox-to-hyperv guard $token"
-    # to ask for a pattern fails where the tasks cannot be told, and not where there is none (assumption);
-    # the guard that sees it confirmed goes by itself, at the same moment perhaps; what is left of one whose file
-    # somebody removed has nothing to do any more
-    try {
-      foreach ($one in @(Get-ScheduledTask -TaskName 'vbox-to-hyperv guard *')) {
-        $name = [string]$one.TaskName
-        if ($name -ne $task -and [IO.File]::Exists([IO.Path]::Combine($folder, "guard-$($name.Split(' ')[-1]).ps1"))) { continue }
-        Stop-ScheduledTask -InputObject $one
-        Unregister-ScheduledTask -InputObject $one -Confirm:$false
-      }
-    } catch { if (Get-ScheduledTask -TaskName "$task*") { throw } }
-    [IO.File]::Delete("$stem.ps1")
-    [IO.File]::Delete("$stem.confirmed")
-    'true'`
+  const { stdout } = await before(CONFIRM, ps)`
+    $token = ${token}`
   return stdout.trim() === 'true'
 }
+
+/** The same with a script behind, for which the template has the values. */
+function before(text: string, ps: PowerShell): PowerShell {
+  return (pieces, ...values) => {
+    const last = pieces.length - 1
+    const whole = pieces.map((piece, index) => index === last ? `${piece}\n${text}` : piece)
+    return ps(Object.assign(whole, { raw: whole }), ...values)
+  }
+}
+
+/** Makes the change and tests the network, with the values that {@link change} gives it. */
+const CHANGE = `
+function quoted($text) { "'" + [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent($text) + "'" }
+function run($text) { [string]@(& ([ScriptBlock]::Create($text)))[-1] }
+function revert($path) { & ([ScriptBlock]::Create([IO.File]::ReadAllText($path))) -Now }
+# written through: after a power cut the guard has to be there, whole
+function put($path, $text) {
+  $bytes = (New-Object Text.UTF8Encoding $false).GetBytes($text)
+  $file = [IO.File]::Create($path)
+  try {
+    $file.Write($bytes, 0, $bytes.Length)
+    $file.Flush($true)
+  } finally { $file.Dispose() }
+}
+function gateways {
+  foreach ($route in @(Get-NetRoute | Where-Object { $_.DestinationPrefix -eq '0.0.0.0/0' -and $_.NextHop -ne '0.0.0.0' })) {
+    # a router answers who has its address, whatever else it keeps to itself
+    try { $null = (New-Object Net.Sockets.UdpClient).Send([byte[]]@(0), 1, $route.NextHop, 9) } catch { Write-Verbose $_ }
+    $known = @(Get-NetNeighbor | Where-Object { $_.IPAddress -eq $route.NextHop -and $_.InterfaceIndex -eq $route.InterfaceIndex -and [string]$_.State -in 'Reachable', 'Stale', 'Delay', 'Probe', 'Permanent' })
+    if ($known.Count -gt 0) { [pscustomobject]@{ hop = [string]$route.NextHop; index = [int]$route.InterfaceIndex } }
+  }
+}
+function servers { Get-DnsClientServerAddress -AddressFamily IPv4 | ForEach-Object { $_.ServerAddresses } | Where-Object { $_ } }
+# the DNS servers that answer, each asked from its adapter's own address, for the servers of the root, which it
+# knows or refuses to tell (assumption: every server does)
+function naming {
+  $query = [byte[]]@(7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1)
+  $own = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { [string]$_.AddressState -eq 'Preferred' })
+  $asked = @(foreach ($set in @(Get-DnsClientServerAddress -AddressFamily IPv4)) {
+      $from = $own | Where-Object { $_.InterfaceIndex -eq $set.InterfaceIndex } | Select-Object -First 1
+      foreach ($server in @($set.ServerAddresses | Where-Object { $_ -and $from })) {
+        try {
+          $client = New-Object Net.Sockets.UdpClient (New-Object Net.IPEndPoint ([Net.IPAddress]$from.IPAddress), 0)
+          $null = $client.Send($query, $query.Length, $server, 53)
+          @{ server = [string]$server; client = $client; answer = $client.ReceiveAsync() }
+        } catch { Write-Verbose $_ }
+      }
+    })
+  $waited = [Diagnostics.Stopwatch]::StartNew()
+  foreach ($one in $asked) {
+    try { if ($one.answer.Wait([Math]::Max(1, 1000 - $waited.ElapsedMilliseconds))) { $one.server } } catch { Write-Verbose $_ }
+    $one.client.Dispose()
+  }
+}
+function answers($probe) {
+  try {
+    if ($probe -match '^https?://') {
+      $request = [Net.WebRequest]::Create($probe)
+      $request.Timeout = 3000
+      $request.GetResponse().Close()
+      return $true
+    }
+    $at = $probe.LastIndexOf(':')
+    $client = New-Object Net.Sockets.TcpClient
+    try {
+      $null = $client.ConnectAsync($probe.Substring(0, $at).Trim('[', ']'), [int]$probe.Substring($at + 1)).Wait(3000)
+      return $client.Connected
+    } finally { $client.Dispose() }
+  } catch {
+    # a page that is not there is an answer too
+    $_.Exception.InnerException -is [Net.WebException] -and $null -ne $_.Exception.InnerException.Response
+  }
+}
+# what is not as it was, in words
+function lost {
+  $now = @(gateways)
+  foreach ($gateway in $before.gateways) {
+    $gone = @(Get-NetIPInterface -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -eq $gateway.index }).Count -eq 0
+    if (-not $keeps -and $gone) { continue }
+    if (@($now | Where-Object { $_.hop -eq $gateway.hop }).Count -eq 0) { "the gateway $($gateway.hop) does not answer" }
+  }
+  $there = @(servers)
+  if ($keeps) {
+    foreach ($server in @($before.servers | Where-Object { $_ -notin $there })) { "the DNS server $server is not set" }
+    $named = @(if ($before.naming.Count -gt 0) { naming })
+    foreach ($server in @($before.naming | Where-Object { $_ -in $there -and $_ -notin $named })) { "the DNS server $server does not answer" }
+  }
+  foreach ($probe in $probes) { if (-not (answers $probe)) { "$probe does not answer" } }
+}
+
+$folder = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv')
+$windows = [Environment]::OSVersion.Platform -eq 'Win32NT'
+if (-not [IO.Directory]::Exists($folder)) {
+  $null = [IO.Directory]::CreateDirectory($folder)
+  if ($windows) {
+    $null = icacls $folder /setowner '*S-1-5-32-544'
+    $null = icacls $folder /inheritance:r /grant:r '*S-1-5-18:(OI)(CI)F' '*S-1-5-32-544:(OI)(CI)F'
+    if ($LASTEXITCODE -ne 0) { throw "Cannot keep the folder ""$folder"" for administrators alone (icacls: exit code $LASTEXITCODE). Run: Remove-Item -Recurse -LiteralPath $(quoted $folder)" }
+  }
+}
+# anybody may make a folder in ProgramData, so it may be another's
+if ($windows -and (Get-Acl -LiteralPath $folder).GetOwner([Security.Principal.SecurityIdentifier]).Value -notin 'S-1-5-32-544', 'S-1-5-18') {
+  throw "Cannot guard the change of $($subject): the folder ""$folder"" is not the administrators' own. Run: Remove-Item -Recurse -LiteralPath $(quoted $folder)"
+}
+$stem = [IO.Path]::Combine($folder, "guard-$token")
+$task = "vbox-to-hyperv guard $token"
+
+# a change that nobody confirmed is taken back first, so that this one starts from what was
+foreach ($pending in [IO.Directory]::GetFiles($folder, 'guard-*.ps1')) {
+  if ([IO.File]::ReadAllText($pending).EndsWith($end, 'Ordinal')) {
+    try { revert $pending } catch { throw "Cannot change $($subject): an earlier change that nobody confirmed cannot be taken back: $($_.Exception.Message). Mend that and run again, or leave the change as it is: Remove-Item -Path $(quoted ([IO.Path]::ChangeExtension($pending, '*')))" }
+    continue
+  }
+  # cut off while it was written, before anything was changed
+  [IO.File]::Delete([IO.Path]::ChangeExtension($pending, 'armed'))
+  [IO.File]::Delete($pending)
+}
+$told = @()
+$log = [IO.Path]::Combine($folder, 'guard.log')
+if ([IO.File]::Exists($log)) {
+  foreach ($line in [IO.File]::ReadAllLines($log)) {
+    $entry = ConvertFrom-Json $line
+    if ($entry.failure) { $told += "At $($entry.at) the host could not take back the change of $($entry.subject): $($entry.failure)" }
+    else { $told += "At $($entry.at) the host took back the change of $($entry.subject), $($entry.why)" }
+  }
+  [IO.File]::AppendAllText([IO.Path]::Combine($folder, 'guard-told.log'), [IO.File]::ReadAllText($log))
+  [IO.File]::Delete($log)
+}
+
+$answer = run $asking
+$asked = ConvertFrom-Json $answer
+$armed = [bool]$asked.changed
+if ($armed) {
+  $keeps = $null -eq $asked.shared -or $asked.shared
+  $before = @{ gateways = @(gateways); servers = @(servers); naming = @(if ($keeps) { naming }) }
+  $lines = @(
+    'param([switch]$Now, [string]$Why = ''which nobody confirmed'')'
+    '$subject = ' + (quoted $subject)
+    '$token = ' + (quoted $token)
+    '$seconds = ' + $seconds
+    '$began = ' + [Diagnostics.Stopwatch]::GetTimestamp()
+    '$undo = {'
+    '$done = ' + (quoted $answer)
+    $undoing
+    '}'
+    $reverting
+  )
+  $clock = [Diagnostics.Stopwatch]::StartNew()
+  # with a mark, without which 5.1 takes a file for ANSI
+  put "$stem.ps1" ([string][char]0xfeff + ($lines -join [char]10))
+  put "$stem.armed" ''
+  $argument = '-NoProfile -NonInteractive -ExecutionPolicy Bypass -Command "& ([ScriptBlock]::Create([IO.File]::ReadAllText(' + (quoted "$stem.ps1") + ')))"'
+  try {
+    $null = Register-ScheduledTask -TaskName $task -Description "Takes back the change of $subject unless it is confirmed" -Action (New-ScheduledTaskAction -Execute powershell.exe -Argument $argument) -Trigger @((New-ScheduledTaskTrigger -Once -At (Get-Date).AddSeconds($seconds)), (New-ScheduledTaskTrigger -AtStartup)) -Principal (New-ScheduledTaskPrincipal -UserId S-1-5-18 -LogonType ServiceAccount -RunLevel Highest) -Settings (New-ScheduledTaskSettingsSet -AllowStartIfOnBatteries -DontStopIfGoingOnBatteries -StartWhenAvailable -MultipleInstances IgnoreNew -ExecutionTimeLimit (New-TimeSpan -Hours 2))
+    # it waits by itself: the time of day may jump when the network comes and goes
+    Start-ScheduledTask -TaskName $task
+    $answer = run $changing
+  } catch {
+    $failure = $_
+    # a change that failed puts back what it did; where the host is not as it was, the guard does
+    $whole = $false
+    try { $whole = (run $asking) -ceq $answer } catch { Write-Verbose $_ }
+    if (-not $whole) {
+      try { & ([ScriptBlock]::Create([IO.File]::ReadAllText("$stem.ps1"))) -Now -Why 'which failed' }
+      catch { throw "Cannot finish the change of $($subject), nor take it back: $($failure.Exception.Message), and then: $($_.Exception.Message). The host tries again when it starts, or run: Start-ScheduledTask -TaskName $(quoted $task)" }
+      throw $failure
+    }
+    [IO.File]::Delete("$stem.armed")
+    Get-ScheduledTask -TaskName "$task*" | Unregister-ScheduledTask -Confirm:$false
+    [IO.File]::Delete("$stem.ps1")
+    throw $failure
+  }
+  while (($lost = @(lost)).Count -gt 0 -and $clock.Elapsed.TotalSeconds -lt 0.75 * $seconds) { Start-Sleep -Milliseconds 250 }
+  if ($lost.Count -gt 0) {
+    try { & ([ScriptBlock]::Create([IO.File]::ReadAllText("$stem.ps1"))) -Now -Why 'which was tested and failed' } catch { throw "Cannot keep the change of $($subject), nor take it back: after it $($lost -join ', '), and then: $($_.Exception.Message). The host tries again when it starts, or run: Start-ScheduledTask -TaskName $(quoted $task)" }
+    throw "Cannot keep the change of $($subject), and took it back: after it $($lost -join ', '). Mend that, or do without the test. Run again with: --no-guard"
+  }
+}
+'{"result":' + $answer + ',"armed":' + (ConvertTo-Json $armed) + ',"told":' + (ConvertTo-Json -Compress -InputObject @($told)) + '}'`
+
+/** Of the guard that `$token` names. */
+const CONFIRM = `
+$folder = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv')
+$stem = [IO.Path]::Combine($folder, "guard-$token")
+try { [IO.File]::Move("$stem.armed", "$stem.confirmed") } catch [IO.FileNotFoundException] { 'false'; return }
+$task = "vbox-to-hyperv guard $token"
+# to ask for a pattern fails where the tasks cannot be told, and not where there is none (assumption);
+# the guard that sees it confirmed goes by itself, at the same moment perhaps; what is left of one whose file
+# somebody removed has nothing to do any more
+try {
+  foreach ($one in @(Get-ScheduledTask -TaskName 'vbox-to-hyperv guard *')) {
+    $name = [string]$one.TaskName
+    if ($name -ne $task -and [IO.File]::Exists([IO.Path]::Combine($folder, "guard-$($name.Split(' ')[-1]).ps1"))) { continue }
+    Stop-ScheduledTask -InputObject $one
+    Unregister-ScheduledTask -InputObject $one -Confirm:$false
+  }
+} catch { if (Get-ScheduledTask -TaskName "$task*") { throw } }
+[IO.File]::Delete("$stem.ps1")
+[IO.File]::Delete("$stem.confirmed")
+'true'`
+
+const UNDO_PENDING = `
+$folder = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv')
+if (-not [IO.Directory]::Exists($folder)) { return }
+foreach ($pending in [IO.Directory]::GetFiles($folder, 'guard-*.ps1')) {
+  $text = [IO.File]::ReadAllText($pending)
+  # one that is not whole goes with the next change: nothing was changed under it
+  if ($text.EndsWith($end, 'Ordinal')) { & ([ScriptBlock]::Create($text)) -Now }
+}`
 
 /** The last line of a guard's file, by which it is known to be there whole. */
 const END = '# whole'
@@ -463,3 +481,15 @@ catch { if (Get-ScheduledTask -TaskName "$task*") { throw } }
 [IO.File]::Delete("$stem.confirmed")
 [IO.File]::Delete("$stem.ps1")
 ${END}`
+
+/**
+ * The scripts of the guard, for who writes them down to be run later: `change` and `confirm` as a guarded task
+ * runs them, with the values in variables of the names that are here.
+ */
+export const guardScripts = {
+  change: CHANGE,
+  confirm: CONFIRM,
+  undoPending: UNDO_PENDING,
+  reverting: REVERT,
+  end: END,
+} as const

@@ -3,25 +3,29 @@
  * PowerShell 5.1 and PowerShell 7. What differs from host to host is a parameter.
  */
 import { basename } from 'node:path'
+import { guardScripts } from '../../tasks/guard.ts'
 import { literal } from '../../tasks/task.ts'
 import type { Plan, Step } from './plan.ts'
 import { scriptOf, undoScriptOf } from './steps.ts'
 
 export async function deployScript(plan: Plan): Promise<string> {
   const { steps, parameters, files } = generalize(plan)
+  const guarded = steps.find((step) => cutsOff(step))
   const parts: string[] = []
   const undos: string[] = []
   for (const step of steps) {
-    const script = insert(asParameter(await scriptOf(step)))
+    const script = insert(asVariables(await scriptOf(step)))
     parts.push(`${invoke(step)} {\n${indent(script)}\n}\n`)
     if (step.task === 'check-host') parts.push(`${CHECK_DISKS}\n`)
     const undo = await undoScriptOf(step)
     if (undo === undefined) continue
     // the answer that the undo takes back comes from the journal
     const taken = undo.replace(/^\s*\$done = .*$/m, 'param($done)')
-    undos.push(`${literal(step.id)} = {\n${indent(taken)}\n}`)
+    undos.push(`${literal(step.id)} = {\n${indent(asVariables(taken))}\n}`)
   }
-  const given = parameters.map(({ name, value }) => `  [string] $${name} = ${literal(value)},\n`)
+  const given = parameters.map(({ name, value, type = 'string' }) =>
+    `  [${type}] $${name}${value === undefined ? '' : ` = ${literal(value)}`},\n`
+  )
   const told = parameters.map(({ name, help }) => `.PARAMETER ${name}\n  ${help}\n`)
   // names stand in literals only: a comment could be closed by one
   return `${HEAD.replace('PARAMETERS', told.join('')).replace('GIVEN', () => given.join(''))}
@@ -30,12 +34,13 @@ $name = ${literal(plan.name)}
 $files = ${literal(files)}
 
 ${PARTS}
+${guarded ? `\n${guardPart(guarded)}\n` : ''}
 $undos = @{
 ${indent(undos.join('\n'))}
 }
 
 try {
-${indent(BEGIN)}
+${indent(guarded ? `${CHECK_GUARD}\n${BEGIN}` : BEGIN)}
 
 ${indent(parts.join('\n'))}
 
@@ -50,8 +55,18 @@ ${indent(FAILED)}
 
 interface Parameter {
   name: string
-  value: string
+  /** Undefined is none. */
+  value?: string | number | readonly string[] | undefined
+  /** @default string */
+  type?: 'string' | 'string[]' | 'int' | 'switch'
   help: string
+}
+
+type SwitchStep = Extract<Step, { task: 'create-switch' }>
+
+/** Whether a step could cut the host off from its network, so that it is done and taken back under the guard. */
+function cutsOff(step: Step): step is SwitchStep {
+  return step.task === 'create-switch' && step.options.type === 'external'
 }
 
 /** What a script has in place of a value that the host decides; no name has these characters. */
@@ -144,6 +159,28 @@ function generalize(plan: Plan): { steps: Step[]; parameters: Parameter[]; files
       { name: 'Adapter', value: adapter ?? '', help: 'The network adapter that it is made on.' },
     )
   }
+  const guarded = plan.steps.find((step) => cutsOff(step))
+  if (guarded) {
+    const { revertAfter = 60, probe = [] } = guarded.options
+    parameters.push({
+      name: 'RevertAfter',
+      type: 'int',
+      value: revertAfter,
+      help:
+        'Seconds, 5 to 3600, after which the host takes a change of its network back by itself,\n' +
+        '  unless the network was tested after it and is as good as before.',
+    }, {
+      name: 'Probe',
+      type: 'string[]',
+      value: probe,
+      help:
+        'What else has to answer after such a change: URLs, and host:port. Several with commas.',
+    }, {
+      name: 'NoGuard',
+      type: 'switch',
+      help: 'Change the network without that.',
+    })
+  }
   if (internal !== undefined) {
     parameters.push({ name: 'InternalSwitch', value: internal, help: 'The internal switch.' })
   }
@@ -161,15 +198,62 @@ function variable(name: string): string {
   return PLACES[name] ?? `$theDisks[${name.replace('disk', '')}]`
 }
 
-function invoke({ id, title, needs, task }: Step): string {
+function invoke(step: Step): string {
+  const { id, title, needs, task } = step
   const shown = literal(title).replace(SOME, (_, name) => `' + ${variable(name)} + '`)
   const only = task === 'place-disk' ? ' -When ([bool]$Storage)' : ''
-  return `Invoke-Step -Id ${literal(id)} -Needs ${literal(needs)} -Title (${shown})${only} -Script`
+  const guarded = cutsOff(step) ? ' -Subject "the switch ""$theExternal"""' : ''
+  return `Invoke-Step -Id ${literal(id)} -Needs ${
+    literal(needs)
+  } -Title (${shown})${only}${guarded} -Script`
 }
 
-/** The script's own dry-run flag becomes the parameter of Deploy.ps1. */
-function asParameter(script: string): string {
-  return script.replace(/^(\s*)\$dryRun = \$false$/m, '$1$dryRun = [bool]$DryRun')
+/** The script's own flags become the variables of Deploy.ps1, which asks, guards and does again by them. */
+function asVariables(script: string): string {
+  return script
+    .replaceAll('--no-guard', '-NoGuard')
+    .replace(/^(\s*)\$dryRun = \$false$/m, '$1$dryRun = [bool]$DryRun')
+    .replace(/^(\s*)\$guard = \$false$/m, '$1$guard = [bool]$theGuard')
+    .replace(/^(\s*)\$redo = \$false$/m, '$1$redo = [bool]$redo')
+}
+
+/** The guard of tasks/guard.ts, whose scripts are the same. */
+function guardPart({ options }: SwitchStep): string {
+  const { confirm, undoPending, reverting, end } = guardScripts
+  const change = asVariables(guardScripts.change)
+  return `# Whether the host takes back by itself what changed its network, unless that is tested and confirmed
+$theGuard = -not $NoGuard -and ${literal(options.guard ?? true)}
+$theProbes = @($Probe | ForEach-Object { $_ -split ',' } | Where-Object { $_ })
+$end = ${literal(end)}
+
+# Makes the change, and gives what it answered, and whether that is to be confirmed
+function Invoke-Guarded {
+  param([string] $Subject, [string] $Token, [string] $Changing, [string] $Undoing)
+  $asking = '$DryRun = $true; ' + $Changing
+  $seconds = $RevertAfter
+  $probes = $theProbes
+  $reverting = ([string]{
+${indent(indent(reverting))}
+  }).Trim()
+  $told = & {
+${indent(indent(change))}
+  }
+  ConvertFrom-Json $told
+}
+
+function Confirm-Change {
+  param([string] $Subject, [string] $Token)
+  $kept = & {
+${indent(indent(confirm))}
+  }
+  if ($kept -ne 'true') {
+    throw "Cannot keep the change of $($Subject): the host took it back, as it was not confirmed within $RevertAfter s. Run again with a longer time: -RevertAfter 300"
+  }
+}
+
+function Undo-PendingChange {
+${indent(undoPending)}
+}`
 }
 
 function indent(text: string): string {
@@ -242,7 +326,7 @@ function Save-Journal {
 }
 
 function Invoke-Step {
-  param([string] $Id, [string[]] $Needs, [string] $Title, [bool] $When = $true, [scriptblock] $Script)
+  param([string] $Id, [string[]] $Needs, [string] $Title, [bool] $When = $true, [string] $Subject, [scriptblock] $Script)
   if (-not $When) { return }
   if ($DryRun -and @($Needs | Where-Object { $changed -contains $_ }).Count -gt 0) {
     # it works on what an earlier step only would have made, so it cannot be asked
@@ -250,27 +334,62 @@ function Invoke-Step {
     Write-Line "would do    $Title"
     return
   }
-  $answer = [string](& $Script | Select-Object -Last 1)
+  $notes = @()
+  $armed = ''
+  if ($Subject -and $theGuard -and -not $DryRun) {
+    $token = [Guid]::NewGuid().ToString('N').Substring(0, 12)
+    $guarded = Invoke-Guarded -Subject $Subject -Token $token -Changing $Script -Undoing ('& {' + $undos[$Id] + '} $done')
+    if ($guarded.armed) { $armed = $token }
+    $notes += $guarded.told
+    $answer = ConvertTo-Json -Compress -Depth 6 -InputObject $guarded.result
+  } else { $answer = [string](& $Script | Select-Object -Last 1) }
   $result = ConvertFrom-Json $answer
   $script:results[$Id] = $result
   if ($result.refusals) { throw ($result.refusals -join [Environment]::NewLine) }
   if ($result.changed) {
     $script:changed += $Id
-    if (-not $DryRun) { Save-Journal (@(Read-Journal) + @{ id = $Id; title = $Title; done = $answer }) }
+    if (-not $DryRun) { Save-Journal (@(Read-Journal) + @{ id = $Id; title = $Title; subject = $Subject; done = $answer }) }
   }
+  # noted first: to take back once more what the host has taken back is no harm
+  if ($armed) { Confirm-Change -Subject $Subject -Token $armed }
   $done = if (-not $result.changed) { 'already so' } elseif ($DryRun) { 'would do  ' } else { 'done      ' }
   if ($null -eq $result.changed) { $done = 'checked   ' }
   if ($result.set -eq $false -and -not $result.changed) { $done = 'left to do' }
   Write-Line "$done  $Title"
+  # what the check of the host has to say, the steps say themselves
+  if ($null -ne $result.changed) { $notes += $result.notes }
+  foreach ($note in @($notes | Where-Object { $_ })) { Write-Line "            $note" }
   foreach ($command in @($result.commands | Where-Object { $_ })) {
     Write-Line "            Type in the guest ($($command.guest)):"
     foreach ($line in $command.lines) { Write-Line "              $line" }
   }
 }
 
+function Undo-Step {
+  param($Entry)
+  $undo = $undos[$Entry.id]
+  $done = $Entry.done
+  if (-not $theGuard -or -not $Entry.subject) { $null = & $undo $done; return }
+  $token = [Guid]::NewGuid().ToString('N').Substring(0, 12)
+  $again = '& {' + $undo + '} $done'
+  $guarded = Invoke-Guarded -Subject $Entry.subject -Token $token -Changing $again -Undoing ('$redo = $true; ' + $again)
+  if ($guarded.armed) { Confirm-Change -Subject $Entry.subject -Token $token }
+}
+
 Push-Location -LiteralPath $PSScriptRoot
 
 # How each step is taken back, given what it answered`
+
+/** What the guard is given. */
+const CHECK_GUARD = `if ($RevertAfter -lt 5 -or $RevertAfter -gt 3600) {
+  throw "Cannot take a change back after $RevertAfter s: it is 5 to 3600 seconds. Example: -RevertAfter 60"
+}
+foreach ($one in $theProbes) {
+  if ($one -match '^\\w+://[^/?#]*@') { throw 'Cannot probe an address with a user or a password in it. Give it without: any answer of the server will do' }
+  if ($one -notmatch '^(https?://[^\\s/]+\\S*|([\\w.-]+|\\[[0-9a-fA-F:.]+\\]):[0-9]{1,5})$') {
+    throw "Cannot probe ""$one"": it is a URL of http or https, or host:port. Example: -Probe intranet.lan:443"
+  }
+}`
 
 const BEGIN = `if (-not $DryRun) {
   try { Save-Journal @(Read-Journal) } catch {
@@ -278,12 +397,13 @@ const BEGIN = `if (-not $DryRun) {
   }
 }
 if ($Undo) {
+  if ($theGuard -and -not $DryRun) { Undo-PendingChange }
   $left = @(Read-Journal)
   if ($left.Count -eq 0) { Write-Line 'Nothing to take back: no run has changed anything, or all is taken back already' }
   while ($left.Count -gt 0) {
     $last = $left[-1]
     if ($DryRun) { Write-Line "would undo  $($last.title)" } else {
-      & $undos[$last.id] $last.done | Out-Null
+      Undo-Step $last
       Write-Line "undone      $($last.title)"
     }
     $left = @($left | Select-Object -SkipLast 1)

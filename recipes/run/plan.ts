@@ -211,12 +211,6 @@ export function makePlan(
   refusals.push(...refuseSource(vm, disks), ...refuseWishes(wishes))
 
   const local = target.kind !== 'bundle'
-  if (!local && (wishes.revertAfter ?? wishes.probe) !== undefined) {
-    refusals.push(
-      'Cannot guard what a bundle will change: nobody would confirm it there. ' +
-        'Run again without --revert-after and --probe',
-    )
-  }
   if (!local && wishes.enableHyperv) {
     refusals.push(
       'Cannot turn Hyper-V on where a bundle goes: its host is not known here. Run again without ' +

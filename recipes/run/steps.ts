@@ -220,7 +220,7 @@ export function scriptOf(call: Call): Promise<string> {
       resolve(script(pieces, ...values))
       return new Promise(() => {}) // the task needs no answer any more
     }
-    // written down it runs later, where nobody would confirm that the host is reached after it
+    // what is written down is guarded by who runs it (see deploy.ts)
     perform({ ...call, options: { ...call.options, guard: false } } as Call, { ps }).then(
       () => reject(new Error(`Cannot write ${call.task} down: it runs no script`)),
       reject,

@@ -15,7 +15,6 @@ import { HostError } from '../../tasks/task.ts'
 import { boots } from '../boot.ts'
 import { needs } from '../needs.ts'
 import { lent, quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
-import { analyze } from '../tasks/analyze.ts'
 
 const execute = promisify(execFile)
 const root = join(import.meta.dirname as string, '..', '..')
@@ -218,155 +217,6 @@ needs(bundles, 'qemu-img', 'qemu-system-x86_64')(
 )
 
 bundles.run()
-
-const deploys = suite<{ host: SimulatedHost; bundle: string; state: string }>('Deploy.ps1')
-const deploying = needs(deploys, 'pwsh')
-
-deploys.before.each(async (context) => {
-  context.host = await simulatedHost()
-  context.bundle = join(context.host.dir, 'b')
-  await context.host.change(quickGuests)
-  context.state = join(context.host.dir, 'state')
-})
-deploys.after.each(({ host }) => host.close())
-
-deploying(
-  'makes the VM as described, and changes nothing the second time',
-  async ({ host, bundle, state }) => {
-    const { ova } = await demo('bios', host.dir)
-    await run({ source: [ova], to: `bundle:${bundle}`, name: HOSTILE, state, ...ALL })
-    const seed = await host.text()
-    const dry = await deploy(host, bundle, '-DryRun')
-    equal(dry.code, 0, dry.stderr)
-    equal(await host.text(), seed)
-    const first = await deploy(host, bundle)
-    equal(first.code, 0, first.stderr)
-    match(first.stdout, /is Running/)
-    const [vm] = (await host.state()).vms
-    equal(vm.name, HOSTILE)
-    const after = await host.text()
-    const second = await deploy(host, bundle)
-    equal(second.code, 0, second.stderr)
-    match(second.stdout, /Nothing to do: everything is already so/)
-    equal(await host.text(), after)
-  },
-)
-
-deploying('has no syntax that Windows PowerShell 5.1 lacks', async ({ host, bundle, state }) => {
-  const { ova } = await demo('bios', host.dir)
-  await run({ source: [ova], to: `bundle:${bundle}`, name: HOSTILE, state, ...ALL })
-  deepEqual(await analyze(host.ps, bundle), [])
-  // Windows PowerShell reads a script without the mark in the country's old code page
-  equal((await fs.readFile(join(bundle, 'Deploy.ps1'), 'utf8')).codePointAt(0), 0xfeff)
-})
-
-deploying('refuses a disk that is not the one that was packed', async ({ host, bundle, state }) => {
-  const { ova } = await demo('bios', host.dir)
-  await run({ source: [ova], to: `bundle:${bundle}`, state })
-  const [disk = ''] = await fs.readdir(join(bundle, 'disks'))
-  await fs.appendFile(join(bundle, 'disks', disk), 'x')
-  const before = await host.text()
-  const { code, stderr } = await deploy(host, bundle)
-  equal(code, 1)
-  match(stderr, /it is not the file that was packed \(SHA-256 differs\)/)
-  equal(await host.text(), before)
-})
-
-deploying(
-  'says so where rights are missing, and changes nothing',
-  async ({ host, bundle, state }) => {
-    const { ova } = await demo('bios', host.dir)
-    await run({ source: [ova], to: `bundle:${bundle}`, state })
-    await host.change((state) => state.denied = true)
-    const before = await host.text()
-    const { code, stderr } = await deploy(host, bundle)
-    equal(code, 1)
-    match(stderr, /Let an administrator run: Add-LocalGroupMember/)
-    equal(await host.text(), before)
-  },
-)
-
-deploying(
-  'copies the disks to the folder that --storage names',
-  async ({ host, bundle, state }) => {
-    const { ova } = await demo('bios', host.dir)
-    const storage = join(host.dir, 'storage')
-    await run({ source: [ova], to: `bundle:${bundle}`, storage, state })
-    const { code, stderr } = await deploy(host, bundle)
-    equal(code, 0, stderr)
-    equal((await fs.readdir(storage)).length, 1)
-    equal((await deploy(host, bundle)).stdout.includes('Nothing to do'), true)
-  },
-)
-
-deploying(
-  'takes back what it changed, the last first, and goes on after a failure',
-  async ({ host, bundle, state }) => {
-    const { ova } = await demo('bios', host.dir)
-    await run({ source: [ova], to: `bundle:${bundle}`, name: HOSTILE, state, ...ALL })
-    const before = await host.state()
-    equal((await deploy(host, bundle, '-Undo')).stdout.includes('Nothing to take back'), true)
-    await host.change((state) => state.faults = [{ cmdlet: 'Set-VMProcessor', times: 1 }])
-    const failed = await deploy(host, bundle)
-    equal(failed.code, 1)
-    match(failed.stderr, /Mend that and run again: .* Or take back what was done: -Undo/)
-    await host.change((state) => delete state.faults)
-    const done = await deploy(host, bundle)
-    equal(done.code, 0, done.stderr)
-    const made = await host.text()
-    const dry = await deploy(host, bundle, '-Undo', '-DryRun')
-    match(dry.stdout, /would undo {2}Start the VM/)
-    equal(await host.text(), made)
-    const undone = await deploy(host, bundle, '-Undo')
-    equal(undone.code, 0, undone.stderr)
-    match(undone.stdout, /undone {6}Start the VM[^]*undone {6}Make the external switch/)
-    const after = await host.state()
-    deepEqual(after.vms, before.vms)
-    deepEqual(after.switches, before.switches)
-    const log = await fs.readFile(join(bundle, 'Deploy.log'), 'utf8')
-    match(log, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d undone {6}Start the VM/m)
-    const again = await deploy(host, bundle)
-    equal(again.code, 0, again.stderr)
-  },
-)
-
-deploying(
-  'takes what differs by host as parameters, whatever characters they have',
-  async ({ host, bundle, state }) => {
-    const { ova } = await demo('bios', host.dir)
-    await run({ source: [ova], to: `bundle:${bundle}`, state, ...ALL })
-    const storage = join(host.dir, "it's “here” $(1)")
-    const log = join(host.dir, 'other.log')
-    const given = [
-      '-Storage',
-      storage,
-      '-ExternalSwitch',
-      'Bob’s $(net)',
-      '-InternalSwitch',
-      'in`ner',
-    ]
-    const { code, stdout, stderr } = await deploy(
-      host,
-      bundle,
-      ...given,
-      '-Adapter',
-      'Ethernet',
-      '-Log',
-      log,
-    )
-    equal(code, 0, stderr)
-    match(stdout, /Make the external switch "Bob’s \$\(net\)" on "Ethernet"/)
-    const { vms: [vm], switches } = await host.state()
-    const names = switches.map(({ name }: { name: string }) => name)
-    ok(names.includes('Bob’s $(net)') && names.includes('in`ner') && !names.includes('桥接'))
-    ok(JSON.stringify(vm).includes(JSON.stringify(storage).slice(1, -1)))
-    equal((await fs.readdir(storage)).length, 1)
-    match(await fs.readFile(log, 'utf8'), /done {8}Start the VM/)
-    ok(!await fs.pathExists(join(bundle, 'Deploy.log')))
-  },
-)
-
-deploys.run()
 
 const locals = suite<{ host: SimulatedHost; state: string }>('migrate to this machine')
 const test = needs(locals, 'pwsh')
@@ -728,13 +578,6 @@ async function tree(dir: string): Promise<Record<string, number>> {
     found[relative(dir, join(dir, name))] = (await fs.stat(join(dir, name))).mtimeMs
   }
   return found
-}
-
-async function deploy({ env }: SimulatedHost, bundle: string, ...args: string[]) {
-  return await output(process.env.POWERSHELL || 'pwsh', [
-    ...['-NoProfile', '-ExecutionPolicy', 'Bypass', '-File', join(bundle, 'Deploy.ps1')],
-    ...args,
-  ], env)
 }
 
 function program(args: string[], env = process.env, cwd = root) {

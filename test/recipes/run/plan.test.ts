@@ -61,7 +61,6 @@ plans('refuses options that lack what they belong to', () => {
   match(refusal({ adapter: 'Wi-Fi' }), /Cannot use --adapter alone/)
   match(refusal({ share: false }), /Cannot use --share alone/)
   match(refusal({ guard: false }), /Cannot use --guard alone/)
-  match(refusal({ external: 'x', probe: ['a:1'] }), /Cannot guard what a bundle will change/)
   match(refusal({ hostIp: '10.0.0.1/24' }), /Cannot use --host-ip alone/)
   match(refusal({ internal: 'x', nat: true }), /Cannot use --nat alone/)
   match(refusal({ internal: 'x', guestIp: '10.0.0.2' }), /Cannot use --guest-ip alone/)
