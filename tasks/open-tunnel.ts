@@ -51,6 +51,8 @@ export interface OpenTunnelOptions {
   timeout?: number | undefined
   /** This kit's own SSH, or the system's `ssh`, whose configuration then holds too. @default embedded */
   engine?: 'embedded' | 'ssh' | undefined
+  /** Gives up its opening. */
+  signal?: AbortSignal | undefined
   /** Hears what happens. @default nobody */
   onEvent?: ((event: TunnelEvent) => void) | undefined
 }
@@ -94,10 +96,21 @@ export interface Tunnel {
 export async function openTunnel(options: OpenTunnelOptions): Promise<Tunnel> {
   const { to, via = [], bind = false, engine = 'embedded', onEvent = () => {} } = options
   const { name = to, identity = [], trust = [], keepalive = 15, timeout = 30 } = options
+  for (const [option, seconds] of Object.entries({ timeout, keepalive })) {
+    if (seconds > 0 && seconds <= 3600) continue
+    throw new RangeError(
+      `Cannot open the tunnel ${
+        JSON.stringify(name)
+      }: ${option} is ${seconds}, and is to be more than 0 ` +
+        `and at most 3600 seconds. Example: --${option} 30`,
+    )
+  }
   const target = parseEndpoint(to, 'the target')
   const hops = via.map(parseHop)
   const local = parseLocal(options.local ?? '0', bind)
+  const stop = new AbortController()
   const settings: WayOptions = {
+    signal: AbortSignal.any([stop.signal, ...options.signal ? [options.signal] : []]),
     identity,
     trust,
     knownHosts: options.knownHosts ?? knownHostsFiles(),
@@ -111,7 +124,6 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<Tunnel> {
     const Kind = error instanceof FatalError ? FatalError : Error
     return new Kind(`Cannot open the tunnel ${JSON.stringify(name)}: ${message}`, { cause: error })
   }
-  const stop = new AbortController()
   const sockets = new Set<Socket>()
   let state: ReturnType<Tunnel['state']> = 'open'
   let past = { sent: 0, received: 0 }
@@ -149,8 +161,11 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<Tunnel> {
 
   const keepUp = async () => {
     while (!stop.signal.aborted) {
-      const why = await (await way).lost
+      const broken = await way
+      const why = await broken.lost
       if (stop.signal.aborted) return
+      // the hops before the one that was lost are connected still
+      broken.close()
       state = 'lost'
       tell('lost', why, 1)
       // what was under way is broken, and its program is to know at once
@@ -162,13 +177,13 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<Tunnel> {
         await wait(seconds * 1000, undefined, { signal: stop.signal }).catch(() => {})
         if (stop.signal.aborted) return reopened.reject(new Error('closed'))
         try {
-          const opened = await open()
-          if (stop.signal.aborted) opened.close()
+          reopened.resolve(await open())
+          if (stop.signal.aborted) return
           state = 'open'
-          reopened.resolve(opened)
           tell('open')
           break
         } catch (error) {
+          if (stop.signal.aborted) return reopened.reject(error)
           if (error instanceof FatalError) {
             reopened.reject(error)
             throw fail(error)
@@ -185,7 +200,11 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<Tunnel> {
   })
   ended.catch(() => {}) // for whoever does not listen
 
-  const dial = async () => await (await way).dial(target)
+  // who comes while the way is lost waits for it, and not for ever: a program gives up and asks again
+  const dial = async () => {
+    const late = new Error(`the way is not open again within ${timeout} s`)
+    return await (await within(timeout, way, late)).dial(target)
+  }
   server.on('connection', (socket) => {
     sockets.add(socket)
     socket.on('error', () => {}) // `close` follows
@@ -223,6 +242,19 @@ export async function openTunnel(options: OpenTunnelOptions): Promise<Tunnel> {
     },
     ended,
     close,
+  }
+}
+
+async function within<T>(seconds: number, work: Promise<T>, late: Error): Promise<T> {
+  const over = new AbortController()
+  const limit = wait(seconds * 1000, undefined, { signal: over.signal }).then(() => {
+    throw late
+  })
+  try {
+    return await Promise.race([work, limit])
+  } finally {
+    limit.catch(() => {})
+    over.abort()
   }
 }
 
@@ -267,7 +299,10 @@ async function listen(server: Server, local: Endpoint): Promise<void> {
 function join(near: Socket, far: Duplex): void {
   if (near.destroyed) return void far.on('error', () => {}).destroy()
   let broken = false
-  far.on('error', () => broken = true)
+  far.on('error', () => {
+    broken = true
+    breakOff(near)
+  })
   far.once('close', () => {
     // an end in order has been passed on, and only what is left is to be written
     if (!broken && near.writableEnded) near.destroySoon()
@@ -400,7 +435,9 @@ async function openAll(
   wanted: readonly OpenTunnelOptions[],
   stopped: Promise<void>,
 ): Promise<Tunnel[]> {
-  const opening = wanted.map(openTunnel)
+  const given = new AbortController()
+  void stopped.then(() => given.abort())
+  const opening = wanted.map((one) => openTunnel({ ...one, signal: given.signal }))
   const opened = await Promise.race([Promise.all(opening), stopped]).catch((error) => {
     // those that are still on their way do not hold up why
     void closeAll(opening)
@@ -446,6 +483,8 @@ async function main(given: Given): Promise<void> {
   const stopped = new Promise<void>((resolve) => {
     // a second Ctrl-C does not wait for anything
     if (!exec) { for (const signal of SIGNALS) process.once(signal, () => resolve()) }
+    // who keeps it in the background is gone, however that ended
+    process.once('disconnect', resolve)
   })
   const list = live ? liveList([...rows.values()], process.stderr) : undefined
   if (list) asking = list.hush
@@ -468,6 +507,8 @@ async function main(given: Given): Promise<void> {
   } finally {
     await Promise.all(tunnels.map((tunnel) => tunnel.close()))
     list?.close()
+    // who hears of its end by the channel is kept alive by it
+    if (process.connected) process.disconnect()
   }
 }
 

@@ -9,6 +9,8 @@ export interface SocksServer {
   port: number
   /** What was asked for, as `type host:port`, where type is name, ipv4 or ipv6. */
   asked: string[]
+  /** Of its connections, to it and from it. */
+  sockets: ReadonlySet<Socket>
   /** Ends every connection at once, as a broken link does. */
   cut: () => void
   /** Holds all bytes back, both ways, as a link does whose other end has vanished. */
@@ -93,6 +95,7 @@ export async function socksServer(options: SocksServerOptions = {}): Promise<Soc
     address: `127.0.0.1:${port}`,
     port,
     asked,
+    sockets,
     cut,
     freeze: (frozen) => sockets.forEach((socket) => frozen ? socket.pause() : socket.resume()),
     close: async () => {

@@ -10,6 +10,7 @@ import { randomUUID } from 'node:crypto'
 import { dirname, join, resolve } from 'node:path'
 import process from 'node:process'
 import { createInterface } from 'node:readline'
+import type { Readable } from 'node:stream'
 import { setTimeout as wait } from 'node:timers/promises'
 
 export interface TunnelsOptions {
@@ -154,14 +155,18 @@ async function keep(file: string, log: string): Promise<void> {
   const add = (event: Told) => fs.appendFile(log, `${JSON.stringify(event)}\n`)
   const runtime = 'Deno' in globalThis ? ['run', '-A'] : []
   const task = join(dirname(import.meta.filename as string), '..', '..', 'tasks', 'open-tunnel.ts')
+  // by the channel between them it hears when this process is no more
   const child = spawn(process.execPath, [...runtime, task, '--config', config, '--json'], {
-    stdio: ['ignore', 'pipe', 'pipe'],
+    stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
     windowsHide: true,
   })
   const names = new Set<string>()
   let words = ''
-  child.stderr.setEncoding('utf8').on('data', (part: string) => words = (words + part).slice(-4096))
-  createInterface({ input: child.stdout }).on('line', async (line) => {
+  child.stderr?.setEncoding('utf8').on(
+    'data',
+    (part: string) => words = (words + part).slice(-4096),
+  )
+  createInterface({ input: child.stdout as Readable }).on('line', async (line) => {
     if (await whose() === 'other') return // and so is the log
     await fs.appendFile(log, `${line}\n`)
     const { event, tunnel } = JSON.parse(line) as Told
@@ -176,9 +181,14 @@ async function keep(file: string, log: string): Promise<void> {
   })
   child.on('close', () => ended = true)
   let renewed = 0
+  let told = Infinity
   while (!ended) {
-    if (await whose() !== 'own') child.kill()
-    else if (performance.now() - renewed > 2000) {
+    if (await whose() !== 'own') {
+      // told twice it would leave at once, and leave behind what it is opening
+      if (told === Infinity) child.kill()
+      told = Math.min(told, performance.now())
+      if (performance.now() - told > 10_000) child.kill('SIGKILL')
+    } else if (performance.now() - renewed > 2000) {
       renewed = performance.now()
       const now = new Date()
       await fs.utimes(file, now, now).catch(() => undefined) // removed meanwhile

@@ -88,7 +88,10 @@ async function readKey(
   if (!(first instanceof Error)) return first
   if (!/encrypted|passphrase/i.test(first.message)) {
     if (!named) return `not the key "${path}" (${first.message})`
-    throw new Error(`${hop.text}: the key "${path}" cannot be used: ${first.message}`)
+    throw new Error(
+      `${hop.text}: the key "${path}" cannot be used: ${first.message}. Run: ssh-add "${path}", ` +
+        'or run again with --engine ssh',
+    )
   }
   const way = hop.passphrase ?? (named && process.stdin.isTTY ? 'prompt' : undefined)
   if (way === undefined) {
@@ -99,7 +102,10 @@ async function readKey(
   }
   const key = parse(await options.secret(way, `passphrase of ${path}`))
   if (key instanceof Error) {
-    throw new Error(`${hop.text}: the passphrase of the key "${path}" is wrong`)
+    const why = /passphrase|integrity|authenticate/i.test(key.message)
+      ? 'the passphrase is wrong'
+      : `${key.message}. Run: ssh-add "${path}", or run again with --engine ssh`
+    throw new Error(`${hop.text}: the key "${path}" cannot be used: ${why}`)
   }
   return key
 }

@@ -29,6 +29,8 @@ export interface Hop extends Endpoint {
 }
 
 export interface WayOptions {
+  /** Gives up what is being opened; what is open stays. */
+  signal: AbortSignal
   identity: readonly string[]
   knownHosts: readonly string[]
   /** Fingerprints of keys that are to be taken and remembered. */
@@ -79,7 +81,7 @@ export function parseEndpoint(text: string, what: string, port?: number): Endpoi
 export function parseHop(text: string, index: number): Hop {
   const wrong = (why: string) =>
     new TypeError(
-      `Cannot take ${JSON.stringify(text.replace(/:[^:@/]*@/, ':...@'))} as hop ${
+      `Cannot take ${JSON.stringify(text.replace(/:(?!\/\/)[^]*@/, ':...@'))} as hop ${
         index + 1
       }: ${why}. ` + 'Example: --via socks5://192.168.56.191:1080 --via ssh://me@jump.intranet',
     )
@@ -137,7 +139,11 @@ export async function openWay(hops: readonly Hop[], options: WayOptions): Promis
     if (closers.length === 0) say('closed')
     closers.splice(0).reverse().forEach((end) => end())
   }
-  let dial: Way['dial'] = (target) => dialTcp(target, options)
+  // what is being opened is all inside the first
+  let first: Duplex | undefined
+  const giveUp = () => first?.destroy()
+  options.signal.addEventListener('abort', giveUp)
+  let dial: Way['dial'] = async (target) => first = await dialTcp(target, options)
   // names who is asked, for the error of what cannot be reached
   let before = 'this machine'
   try {
@@ -178,14 +184,21 @@ export async function openWay(hops: readonly Hop[], options: WayOptions): Promis
   } catch (error) {
     close()
     throw error
+  } finally {
+    options.signal.removeEventListener('abort', giveUp)
   }
   return { dial, lost, close }
 }
 
-async function dialTcp({ host, port }: Endpoint, { timeout }: WayOptions): Promise<Socket> {
-  const socket = connect({ host, port, allowHalfOpen: true, noDelay: true, keepAlive: true })
+async function dialTcp(
+  { host, port }: Endpoint,
+  { timeout, keepalive, signal }: WayOptions,
+): Promise<Socket> {
+  const keepAlive = { keepAlive: true, keepAliveInitialDelay: keepalive * 1000 }
+  const socket = connect({ host, port, allowHalfOpen: true, noDelay: true, ...keepAlive })
   try {
-    await once(socket, 'connect', { signal: AbortSignal.timeout(timeout * 1000) })
+    const late = AbortSignal.timeout(timeout * 1000)
+    await once(socket, 'connect', { signal: AbortSignal.any([late, signal]) })
     return socket
   } catch (error) {
     socket.destroy()
@@ -285,6 +298,7 @@ async function openSsh(sock: Duplex, hop: Hop, options: WayOptions): Promise<Cli
         : new Error(`${hop.text}: ${message}`, { cause: error })
     })
     const client = new ssh2.Client()
+    client.setMaxListeners(0) // one for each channel
     let banner = ''
     const ready = new Promise<void>((resolve, reject) => {
       client.once('ready', resolve)
@@ -352,7 +366,9 @@ async function openSsh(sock: Duplex, hop: Hop, options: WayOptions): Promise<Cli
       const { level } = error as { level?: string }
       const { message } = error as Error
       const said = banner.trim() ? ` (${JSON.stringify(banner.trim().slice(0, 200))})` : ''
-      throw new Error(
+      // to guess again and again by the same password locks an account
+      const Kind = level === 'client-authentication' && hop.password ? FatalError : Error
+      throw new Kind(
         `${hop.text}: ` +
           (level === 'client-authentication'
             ? `it lets "${username}" in by none of: ${
@@ -363,6 +379,8 @@ async function openSsh(sock: Duplex, hop: Hop, options: WayOptions): Promise<Cli
             ? `no answer of SSH within ${timeout} s`
             : /ended the connection|lost before handshake/.test(message)
             ? `it ended the connection before it spoke SSH${said}. Check that its port is one of SSH`
+            : /no matching/.test(message)
+            ? `${message}. Run again with --engine ssh`
             : message),
         { cause: error },
       )
@@ -414,7 +432,14 @@ function algorithms(known: readonly string[]): Algorithms {
     known.includes(name) || (name.startsWith('rsa-') && known.includes('ssh-rsa'))
   return {
     serverHostKey: [...keys.filter(isKnown), ...keys.filter((name) => !isKnown(name))],
-    cipher: ['aes128-gcm@openssh.com', 'aes256-gcm@openssh.com', 'aes128-ctr', 'aes256-ctr'],
+    cipher: [
+      'aes128-gcm@openssh.com',
+      'aes256-gcm@openssh.com',
+      'aes128-ctr',
+      'aes256-ctr',
+      'aes192-ctr',
+      'chacha20-poly1305@openssh.com',
+    ],
   }
 }
 
@@ -441,7 +466,13 @@ function throughSsh(
         (error, channel: ClientChannel) => {
           clearTimeout(timer)
           if (late) return void channel?.close()
-          if (!error) return resolve(channel)
+          if (!error) {
+            // the package ends a channel in order when its connection breaks, and says this first
+            const broken = () => channel.emit('error', new Error('it ended the connection'))
+            client.once('close', broken)
+            channel.once('close', () => client.off('close', broken))
+            return resolve(channel)
+          }
           const { reason, message } = error as Error & { reason?: number | string }
           const prohibited = reason === 1 || reason === 'ADMINISTRATIVELY_PROHIBITED'
           fail(

@@ -3,6 +3,7 @@
  * packet, and Node 24 takes 45 microseconds to make a cipher of bytes, 5 of a key object.
  */
 import crypto, { createSecretKey, type KeyObject } from 'node:crypto'
+import { createRequire } from 'node:module'
 
 type Make = (name: string, key: Uint8Array, ...rest: unknown[]) => unknown
 
@@ -18,10 +19,14 @@ function ofKeyObjects<F>(make: F): F {
   return made as F
 }
 
-// the package takes both functions while it loads, and nobody else is to have these
-crypto.createCipheriv = ofKeyObjects(createCipheriv)
-crypto.createDecipheriv = ofKeyObjects(createDecipheriv)
-const { default: ssh2 } = await import('ssh2')
-Object.assign(crypto, { createCipheriv, createDecipheriv })
+// the package takes both functions while it loads: at one go, so that no other module loads meanwhile
+let ssh2: typeof import('ssh2')
+try {
+  crypto.createCipheriv = ofKeyObjects(createCipheriv)
+  crypto.createDecipheriv = ofKeyObjects(createDecipheriv)
+  ssh2 = createRequire(import.meta.url)('ssh2')
+} finally {
+  Object.assign(crypto, { createCipheriv, createDecipheriv })
+}
 
 export default ssh2

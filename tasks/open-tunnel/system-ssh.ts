@@ -64,7 +64,7 @@ async function start(
   hops: readonly Hop[],
   target: Endpoint,
   port: number,
-  { timeout, keepalive, identity, knownHosts }: WayOptions,
+  { timeout, keepalive, identity, knownHosts, signal }: WayOptions,
 ): Promise<Way> {
   const last = hops.at(-1) as Hop
   const socks = hops[0]?.kind === 'socks5' ? hops[0] : undefined
@@ -152,7 +152,11 @@ async function start(
         if (bound && line.includes('Entering interactive session')) resolve()
       })
     })
+    const giveUp = () => child.kill()
+    signal.addEventListener('abort', giveUp)
+    if (signal.aborted) giveUp()
     const first = await Promise.race([ready, lost])
+    signal.removeEventListener('abort', giveUp)
     if (first !== undefined) throw new Error(first)
     const gone = lost.then((why) => {
       throw new Error(why)

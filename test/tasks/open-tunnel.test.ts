@@ -250,6 +250,168 @@ test('opens the way again when the jump host was restarted, and breaks what was 
   match(events.find(({ event }) => event === 'lost')?.detail ?? '', /^hop [23], ssh:/)
 })
 
+test('keeps nothing of the hops before one that was lost', async ({ open, proxy, target }) => {
+  const tunnel = await open()
+  const { size } = proxy.sockets
+  for (let n = 0; n < 2; n++) {
+    await target.stop()
+    await until(() => tunnel.state() === 'lost', 'the loss')
+    await target.start()
+    await until(() => tunnel.state() === 'open', 'another way')
+  }
+  await until(() => proxy.sockets.size === size, 'the end of the ways that were lost')
+  await tunnel.close()
+  await until(() => proxy.sockets.size === 0, 'the end of all')
+})
+
+test('breaks a program’s connection where a hop is lost, and ends it where its server did', async ({ open, jump, target, echo }) => {
+  const tunnel = await open()
+  const how = async (lose: () => unknown) => {
+    const socket = connect({ port: tunnel.port, host: '127.0.0.1', allowHalfOpen: true })
+    const heard: string[] = []
+    socket.on('end', () => heard.push('end')).on('error', () => heard.push('broken'))
+    const over = new Promise((resolve) => socket.once('end', resolve).once('close', resolve))
+    socket.write('query')
+    await once(socket, 'data')
+    await lose()
+    await over
+    socket.destroy()
+    return heard
+  }
+  deepEqual(await how(() => echo.sockets.forEach((far) => far.end())), ['end'])
+  for (const hop of [target, jump]) {
+    deepEqual(await how(() => hop.stop()), ['broken'])
+    await hop.start()
+    await until(() => tunnel.state() === 'open', 'another way')
+  }
+})
+
+test('lets who comes while the way is lost wait, and not for ever', async ({ open, jump, events }) => {
+  const tunnel = await open({ timeout: 1 })
+  await jump.stop()
+  await until(() => tunnel.state() === 'lost', 'the loss')
+  await rejects(say(tunnel.port, 'query'), /ECONNRESET|reset/)
+  const failed = events.find(({ event }) => event === 'failed')
+  equal(failed?.detail, 'the way is not open again within 1 s')
+})
+
+test('closes at once while it opens, for the first time and anew', async ({ open, via, target, knownHosts, events }) => {
+  const silent = await socksServer({ silent: true })
+  const halfWay = [`socks5://${silent.address}`, via[2] as string]
+  const giveUp = new AbortController()
+  const opening = open({ via: halfWay, timeout: 600, signal: giveUp.signal })
+  await until(() => silent.sockets.size > 0, 'the first connection')
+  giveUp.abort()
+  await rejects(opening, /^Error: Cannot open the tunnel/)
+  await silent.close()
+  let speaks = true
+  const relay = await tcpServer((socket) => {
+    if (!speaks) return void socket.resume().once('end', () => socket.destroy())
+    const far = connect(target.port, '127.0.0.1').on('error', () => {})
+    socket.pipe(far).pipe(socket)
+    socket.once('close', () => far.destroy())
+  })
+  await fs.appendFile(knownHosts, `[127.0.0.1]:${relay.port} ${target.hostKey}\n`)
+  const identity = encodeURIComponent(target.identity)
+  const hop = `ssh://root@127.0.0.1:${relay.port}?identity=${identity}`
+  const tunnel = await open({ via: [hop], timeout: 600 })
+  speaks = false
+  for (const socket of relay.sockets) socket.destroy()
+  await until(() => tunnel.state() === 'lost', 'the loss')
+  await until(() => relay.sockets.size > 0, 'another try')
+  await tunnel.close()
+  await until(() => relay.sockets.size === 0, 'the end of the try')
+  equal(tunnel.state(), 'closed')
+  deepEqual(events.map(({ event }) => event), ['open', 'lost', 'closed'])
+  await relay.close()
+})
+
+needs(intranet, 'sshd', 'ssh')(
+  'leaves no ssh behind where it is closed while that connects',
+  async ({ open, via, echo }) => {
+    const silent = await tcpServer(() => {})
+    const giveUp = new AbortController()
+    const hop = `ssh://root@127.0.0.1:${silent.port}`
+    const started = async () =>
+      (await execute('ps', ['-A', '-o', 'args='])).stdout.includes(`:127.0.0.1:${echo.port} --`)
+    const opening = open({ engine: 'ssh', via: [hop], timeout: 600, signal: giveUp.signal })
+    await until(started, 'ssh')
+    giveUp.abort()
+    await rejects(opening, /^Error: Cannot open the tunnel/)
+    await until(async () => !await started(), 'its end')
+    await silent.close()
+    equal(via.length, 3)
+  },
+)
+
+test('guesses no password a second time', async ({ open, via, target }) => {
+  process.env.TUNNEL_GUESS = 'guess'
+  const tunnel = await open({ via: [`${via[2]}&password=env:TUNNEL_GUESS`] })
+  await target.stop()
+  await fs.writeFile(join(target.dir, 'user.pub'), '')
+  await target.start()
+  await rejects(tunnel.ended, /^FatalError: .*: hop 1, .*: it lets "root" in by none of: /)
+})
+
+test('asks by TCP whether a proxy is still there, as often as it is told', async ({ open, via, proxy }) => {
+  if (process.platform !== 'linux') return // where the system tells of its timers
+  const tunnel = await open({ via: [via[0] as string], keepalive: 5 })
+  const socket = connect(tunnel.port, '127.0.0.1')
+  socket.write('query')
+  await once(socket, 'data')
+  const to = `:${proxy.port.toString(16).toUpperCase().padStart(4, '0')}`
+  const [line = ''] = (await fs.readFile('/proc/net/tcp', 'utf8')).split('\n')
+    .filter((line) => line.trim().split(/\s+/)[2]?.endsWith(to))
+  // tr 02 is the timer of signs of life, and when it ends, in hundredths of a second
+  const [, timer, when = ''] = /\b(\d\d):([\dA-F]{8}) /.exec(line.slice(line.indexOf(to) + 5)) ??
+    []
+  socket.destroy()
+  deepEqual([timer, parseInt(when, 16) <= 500], ['02', true], line)
+})
+
+test('reads keys and speaks ciphers that OpenSSH has, or says what does', async ({ open, via, dir, jump }) => {
+  const modern = await sshServer({ options: ['Ciphers chacha20-poly1305@openssh.com'] })
+  const old = await sshServer({ options: ['Ciphers aes256-cbc'] })
+  const at = ({ port, identity }: SshServer) =>
+    `ssh://root@127.0.0.1:${port}?identity=${encodeURIComponent(identity)}`
+  const known = join(dir, 'others')
+  await fs.writeFile(
+    known,
+    [modern, old, jump].map(({ port, hostKey }) => `[127.0.0.1]:${port} ${hostKey}\n`).join(''),
+  )
+  const knownHosts = [known]
+  const tunnel = await open({ knownHosts, via: [at(modern)] })
+  equal(await say(tunnel.port, 'hello'), 'hello')
+  await rejects(
+    open({ knownHosts, via: [at(old)] }),
+    /: hop 1, .*no matching C->S cipher\. Run again with --engine ssh$/,
+  )
+  const locked = join(dir, 'chacha')
+  await fs.copy(jump.identity, locked)
+  await fs.chmod(locked, 0o600)
+  await execute('ssh-keygen', [
+    ...['-q', '-p', '-Z', 'chacha20-poly1305@openssh.com', '-P', '', '-N', 'open', '-f', locked],
+  ])
+  process.env.TUNNEL_CHACHA = 'open'
+  const hop = `ssh://root@127.0.0.1:${jump.port}?identity=${encodeURIComponent(locked)}`
+  await rejects(
+    open({ knownHosts, via: [`${hop}&passphrase=env:TUNNEL_CHACHA`] }),
+    ({ message }: Error) => {
+      ok(!message.includes('passphrase is wrong'), message)
+      match(message, /chacha" cannot be used: .+\. Run: ssh-add ".+chacha", or run again with/)
+      return true
+    },
+  )
+  await Promise.all([modern, old].map((server) => server.close()))
+  equal(via.length, 3)
+})
+
+test('refuses times that are none', async ({ open }) => {
+  for (const wrong of [{ timeout: Number.NaN }, { keepalive: -1 }, { keepalive: Infinity }]) {
+    await rejects(open(wrong), /^RangeError: .*: (timeout|keepalive) is (NaN|-1|Infinity), and is/)
+  }
+})
+
 test('notices a link whose other end has vanished, and opens another', async ({ open, proxy }) => {
   const tunnel = await open({ keepalive: 0.2 })
   // on a busy machine it takes a slow answer for a vanished one, and says so to its programs
@@ -298,7 +460,7 @@ test('signs in by an agent, and by a key with a passphrase', async ({ open, jump
   process.env.TUNNEL_WRONG = 'wrong'
   await rejects(
     open({ via: [socks, `${hop}&passphrase=env:TUNNEL_WRONG`] }),
-    /: hop 2, .*: the passphrase of the key ".*locked" is wrong$/,
+    /: hop 2, .*: the key ".*locked" cannot be used: the passphrase is wrong$/,
   )
   const socket = join(dir, 'agent')
   const agent = spawn('ssh-agent', ['-D', '-a', socket], { stdio: 'ignore' })
@@ -516,6 +678,7 @@ words('takes hops of two kinds, and none that could be something else', () => {
     ...['', 'host', 'http://a:1', 'ssh://', 'ssh://-oProxyCommand=x', 'ssh://-l@host', 'ssh://a b'],
     ...['ssh://a:99999', 'ssh://a\nb', 'ssh://host?x=1', 'ssh://host?password=changeme'],
     ...['ssh://me:changeme@host', 'ssh://%0a@host', 'ssh://%@host', 'ssh://a"b', 'ssh://$(x)/y'],
+    ...['ssh://me:a/changeme@host', 'socks5://me:a#changeme@host', 'ssh://me:a@changeme@host'],
   ]
   for (const text of hostile) {
     let message = ''
@@ -525,7 +688,7 @@ words('takes hops of two kinds, and none that could be something else', () => {
       message = (error as Error).message
     }
     match(message, /^Cannot take "/, text)
-    ok(!/:changeme/.test(message), message)
+    ok(!/changeme@|:changeme/.test(message), message)
   }
 })
 

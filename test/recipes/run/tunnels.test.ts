@@ -1,10 +1,12 @@
 import fs from 'fs-extra'
 import { deepEqual, equal, match, ok, rejects } from 'node:assert/strict'
+import { execFile } from 'node:child_process'
 import { once } from 'node:events'
 import { connect, createServer, type Server } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import process from 'node:process'
+import { promisify } from 'node:util'
 import { suite } from 'uvu'
 import { tunnelsDown, tunnelsNow, tunnelsUp } from '../../../recipes/run/tunnels.ts'
 import { freePort } from '../../ports.ts'
@@ -79,6 +81,17 @@ test('end where another has taken their place, and leave its file and its log', 
   equal(await fs.readFile(file, 'utf8'), other)
   ok(!/ended|closed/.test(await fs.readFile(join(dir, 'tunnels.log'), 'utf8')))
   await fs.remove(file)
+})
+
+test('end when who keeps them is killed', async ({ dir, config }) => {
+  const [tunnel] = (await tunnelsUp({ config, state: dir })).tunnels
+  const { stdout } = await promisify(execFile)('ps', ['-A', '-o', 'pid=,args='])
+  const keeper = stdout.split('\n').find((line) =>
+    line.includes(dir) && line.includes('tunnels.ts') && !line.includes('--config')
+  )
+  process.kill(Number.parseInt(keeper ?? ''), 'SIGKILL')
+  await until(async () => !await reaches(tunnel?.port ?? 0), 'the end')
+  await fs.remove(join(dir, 'tunnels.json')) // nobody is there to say that it has ended
 })
 
 test('leave nothing where one cannot be opened, and say why', async ({ dir, config }) => {
