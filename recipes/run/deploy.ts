@@ -40,7 +40,7 @@ ${indent(undos.join('\n'))}
 }
 
 try {
-${indent(guarded ? `${CHECK_GUARD}\n${BEGIN}` : BEGIN)}
+${indent(guarded ? `${CHECK_GUARD}\n${PENDING}\n${BEGIN}` : BEGIN)}
 
 ${indent(parts.join('\n'))}
 
@@ -161,7 +161,7 @@ function generalize(plan: Plan): { steps: Step[]; parameters: Parameter[]; files
   }
   const guarded = plan.steps.find((step) => cutsOff(step))
   if (guarded) {
-    const { revertAfter = 60, probe = [] } = guarded.options
+    const { guard = true, revertAfter = 60, probe = [] } = guarded.options
     parameters.push({
       name: 'RevertAfter',
       type: 'int',
@@ -176,9 +176,11 @@ function generalize(plan: Plan): { steps: Step[]; parameters: Parameter[]; files
       help:
         'What else has to answer after such a change: URLs, and host:port. Several with commas.',
     }, {
-      name: 'NoGuard',
+      name: guard ? 'NoGuard' : 'Guard',
       type: 'switch',
-      help: 'Change the network without that.',
+      help: guard
+        ? 'Change the network without that.'
+        : 'Do all that, which was not asked for when this was packed.',
     })
   }
   if (internal !== undefined) {
@@ -211,7 +213,11 @@ function invoke(step: Step): string {
 /** The script's own flags become the variables of Deploy.ps1, which asks, guards and does again by them. */
 function asVariables(script: string): string {
   return script
-    .replaceAll('--no-guard', '-NoGuard')
+    .replaceAll('Run again with: --no-guard', 'Run again with: -NoGuard')
+    .replaceAll(
+      'under the guard: without --no-guard',
+      'under the guard: without -NoGuard, or with -Guard',
+    )
     .replace(/^(\s*)\$dryRun = \$false$/m, '$1$dryRun = [bool]$DryRun')
     .replace(/^(\s*)\$guard = \$false$/m, '$1$guard = [bool]$theGuard')
     .replace(/^(\s*)\$redo = \$false$/m, '$1$redo = [bool]$redo')
@@ -222,8 +228,9 @@ function guardPart({ options }: SwitchStep): string {
   const { confirm, undoPending, reverting, end } = guardScripts
   const change = asVariables(guardScripts.change)
   return `# Whether the host takes back by itself what changed its network, unless that is tested and confirmed
-$theGuard = -not $NoGuard -and ${literal(options.guard ?? true)}
-$theProbes = @($Probe | ForEach-Object { $_ -split ',' } | Where-Object { $_ })
+$theGuard = [bool]${options.guard ?? true ? '(-not $NoGuard)' : '$Guard'}
+# a URL may have a comma of its own
+$theProbes = @($Probe | ForEach-Object { $_ -split ',(?=https?://|(?:[\\w.-]+|\\[[0-9a-fA-F:.]+\\]):[0-9]+(?:,|$))' } | Where-Object { $_ })
 $end = ${literal(end)}
 
 # Makes the change, and gives what it answered, and whether that is to be confirmed
@@ -283,7 +290,7 @@ PARAMETERS.PARAMETER Log
   Exit code 0: done or already so. 1: failed, and the reason is on standard error. 3010: restart
   Windows and run it again.
 #>
-[CmdletBinding()]
+[CmdletBinding(PositionalBinding = $false)]
 param(
   [switch] $DryRun,
   [switch] $Undo,
@@ -296,6 +303,8 @@ $ProgressPreference = 'SilentlyContinue'`
 const PARTS = `# What each step answered, and the steps that changed something or would
 $results = @{}
 $changed = @()
+$theGuard = $false
+$redo = $false
 $theExternal = $ExternalSwitch
 $theInternal = $InternalSwitch
 $theAdapter = if ($Adapter) { $Adapter }
@@ -374,6 +383,7 @@ function Undo-Step {
   $again = '& {' + $undo + '} $done'
   $guarded = Invoke-Guarded -Subject $Entry.subject -Token $token -Changing $again -Undoing ('$redo = $true; ' + $again)
   if ($guarded.armed) { Confirm-Change -Subject $Entry.subject -Token $token }
+  foreach ($note in $guarded.told) { Write-Line "            $note" }
 }
 
 Push-Location -LiteralPath $PSScriptRoot
@@ -386,9 +396,17 @@ const CHECK_GUARD = `if ($RevertAfter -lt 5 -or $RevertAfter -gt 3600) {
 }
 foreach ($one in $theProbes) {
   if ($one -match '^\\w+://[^/?#]*@') { throw 'Cannot probe an address with a user or a password in it. Give it without: any answer of the server will do' }
-  if ($one -notmatch '^(https?://[^\\s/]+\\S*|([\\w.-]+|\\[[0-9a-fA-F:.]+\\]):[0-9]{1,5})$') {
+  $fits = $one -match '^(https?://[^\\s/]+\\S*|([\\w.-]+|\\[[0-9a-fA-F:.]+\\]):(?<port>[0-9]{1,5}))$'
+  if (-not $fits -or ($Matches.port -and [int]$Matches.port -notin 1..65535)) {
     throw "Cannot probe ""$one"": it is a URL of http or https, or host:port. Example: -Probe intranet.lan:443"
   }
+}`
+
+/** What a run that was killed has changed and not confirmed goes first, with and without the guard. */
+const PENDING = `$pending = $null
+if (-not $DryRun) {
+  # where a VM is on a switch by now, that is taken back first
+  try { Undo-PendingChange } catch { if ($Undo) { $pending = $_ } else { throw } }
 }`
 
 const BEGIN = `if (-not $DryRun) {
@@ -397,7 +415,6 @@ const BEGIN = `if (-not $DryRun) {
   }
 }
 if ($Undo) {
-  if ($theGuard -and -not $DryRun) { Undo-PendingChange }
   $left = @(Read-Journal)
   if ($left.Count -eq 0) { Write-Line 'Nothing to take back: no run has changed anything, or all is taken back already' }
   while ($left.Count -gt 0) {
@@ -409,6 +426,7 @@ if ($Undo) {
     $left = @($left | Select-Object -SkipLast 1)
     if (-not $DryRun) { Save-Journal $left }
   }
+  if ($pending) { Undo-PendingChange }
   exit 0
 }`
 

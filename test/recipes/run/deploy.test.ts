@@ -12,7 +12,7 @@ import { needs } from '../../needs.ts'
 import { quickGuests, type SimulatedHost, simulatedHost } from '../../simulated-host.ts'
 import { analyze } from '../../tasks/analyze.ts'
 
-const HOSTILE = 'Bob’s "VM"; $(calc) 桥接'
+const HOSTILE = 'Bob’s "VM"; $(calc) --no-guard 桥接'
 
 /** Everything a bundle can be asked for at once. */
 const ALL: Partial<MigrateOptions> = {
@@ -212,10 +212,19 @@ deploying(
     deepEqual(addressesOf(await host.state()), addressesOf({ addresses }))
     const undone = await deploy(host, bundle, '-Undo')
     match(undone.stdout, /Nothing to take back/)
-    const again = await deploy(host, bundle)
+    // one that a run without the guard takes back, before it does the same again
+    const other = spawn(given.file, command(bundle, '-Probe', '127.0.0.1:9').args, {
+      ...{ env: host.env, stdio: 'ignore' },
+    })
+    await until(async () => (await host.state()).switches.length > switches.length)
+    other.kill('SIGKILL')
+    const again = await deploy(host, bundle, '-NoGuard')
+    deepEqual(await traces(host), [])
     equal(again.code, 0, again.stderr)
+    const last = await deploy(host, bundle, '-Undo')
+    equal(last.code, 0, last.stderr)
     match(
-      again.stdout,
+      last.stdout,
       /At .* the host took back the change of the switch "桥接", which nobody confirmed/,
     )
   },
@@ -267,12 +276,18 @@ deploying(
   'refuses times and probes that it cannot use, before anything is changed',
   async ({ host, bundle, state }) => {
     const { ova } = await demo('bios', host.dir)
-    await run({ source: [ova], to: `bundle:${bundle}`, state, ...EXTERNAL })
+    const probe = ['https://intranet.lan/a,b', 'a:1']
+    await run({ source: [ova], to: `bundle:${bundle}`, state, ...EXTERNAL, probe })
     const before = await host.text()
+    const dry = await deploy(host, bundle, '-DryRun')
+    equal(dry.code, 0, dry.stderr)
     for (
       const [given, reason] of [
         [['-RevertAfter', '4'], /it is 5 to 3600 seconds/],
-        [['-Probe', 'a:1,intranet'], /Cannot probe "intranet": it is a URL/],
+        [['-Probe', 'a:1,intranet'], /Cannot probe "a:1,intranet": it is a URL/],
+        [['-Probe', 'a:1,b:65536'], /Cannot probe "b:65536": it is a URL/],
+        // the second would be the folder of the disks
+        [['-Probe', 'a:1', 'b:2'], /positional parameter .*b:2/],
         [['-Probe', 'https://user:secret@a/b'], /^Cannot probe an address with a user(?!.*secret)/],
       ] as const
     ) {
