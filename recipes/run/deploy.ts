@@ -6,16 +6,18 @@ import { basename } from 'node:path'
 import { guardScripts } from '../../tasks/guard.ts'
 import { literal } from '../../tasks/task.ts'
 import type { Plan, Step } from './plan.ts'
-import { scriptOf, undoScriptOf } from './steps.ts'
+import { scriptOf, undoScriptOf, WITHIN } from './steps.ts'
 
 export async function deployScript(plan: Plan): Promise<string> {
   const { steps, parameters, files } = generalize(plan)
   const guarded = steps.find((step) => cutsOff(step))
   const parts: string[] = []
+  const scripts: string[] = []
   const undos: string[] = []
   for (const step of steps) {
     const script = insert(asVariables(await scriptOf(step)))
-    parts.push(`${invoke(step)} {\n${indent(script)}\n}\n`)
+    scripts.push(`${literal(step.id)} = {\n${indent(script)}\n}`)
+    parts.push(invoke(step))
     if (step.task === 'check-host') parts.push(`${CHECK_DISKS}\n`)
     const undo = await undoScriptOf(step)
     if (undo === undefined) continue
@@ -35,6 +37,12 @@ $files = ${literal(files)}
 
 ${PARTS}
 ${guarded ? `\n${guardPart(guarded)}\n` : ''}
+# What each step does, and with $DryRun only says
+$scripts = @{
+${indent(scripts.join('\n'))}
+}
+
+# How each step is taken back, given what it answered
 $undos = @{
 ${indent(undos.join('\n'))}
 }
@@ -205,9 +213,10 @@ function invoke(step: Step): string {
   const shown = literal(title).replace(SOME, (_, name) => `' + ${variable(name)} + '`)
   const only = task === 'place-disk' ? ' -When ([bool]$Storage)' : ''
   const guarded = cutsOff(step) ? ' -Subject "the switch ""$theExternal"""' : ''
+  const within = WITHIN[task] ? ' -Within' : ''
   return `Invoke-Step -Id ${literal(id)} -Needs ${
     literal(needs)
-  } -Title (${shown})${only}${guarded} -Script`
+  } -Title (${shown})${only}${guarded}${within}`
 }
 
 /** The script's own flags become the variables of Deploy.ps1, which asks, guards and does again by them. */
@@ -221,6 +230,7 @@ function asVariables(script: string): string {
     .replace(/^(\s*)\$dryRun = \$false$/m, '$1$dryRun = [bool]$DryRun')
     .replace(/^(\s*)\$guard = \$false$/m, '$1$guard = [bool]$theGuard')
     .replace(/^(\s*)\$redo = \$false$/m, '$1$redo = [bool]$redo')
+    .replace(/^(\s*)\$cutOff = \$false$/m, '$1$cutOff = [bool]$cutOff')
 }
 
 /** The guard of tasks/guard.ts, whose scripts are the same. */
@@ -305,6 +315,7 @@ $results = @{}
 $changed = @()
 $theGuard = $false
 $redo = $false
+$cutOff = $false
 $theExternal = $ExternalSwitch
 $theInternal = $InternalSwitch
 $theAdapter = if ($Adapter) { $Adapter }
@@ -335,8 +346,9 @@ function Save-Journal {
 }
 
 function Invoke-Step {
-  param([string] $Id, [string[]] $Needs, [string] $Title, [bool] $When = $true, [string] $Subject, [scriptblock] $Script)
+  param([string] $Id, [string[]] $Needs, [string] $Title, [bool] $When = $true, [string] $Subject, [switch] $Within)
   if (-not $When) { return }
+  $step = $scripts[$Id]
   if ($DryRun -and @($Needs | Where-Object { $changed -contains $_ }).Count -gt 0) {
     # it works on what an earlier step only would have made, so it cannot be asked
     $script:changed += $Id
@@ -347,17 +359,27 @@ function Invoke-Step {
   $armed = ''
   if ($Subject -and $theGuard -and -not $DryRun) {
     $token = [Guid]::NewGuid().ToString('N').Substring(0, 12)
-    $guarded = Invoke-Guarded -Subject $Subject -Token $token -Changing $Script -Undoing ('& {' + $undos[$Id] + '} $done')
+    $guarded = Invoke-Guarded -Subject $Subject -Token $token -Changing $step -Undoing ('& {' + $undos[$Id] + '} $done')
     if ($guarded.armed) { $armed = $token }
     $notes += $guarded.told
     $answer = ConvertTo-Json -Compress -Depth 6 -InputObject $guarded.result
-  } else { $answer = [string](& $Script | Select-Object -Last 1) }
+  } else {
+    # what it will change is noted first: a run that is killed is taken back all the same. What is changed in a VM
+    # that a run has made goes with it
+    if (-not $DryRun -and -not $Within) { Save-Begun -Id $Id -Title $Title }
+    $answer = [string](& $step | Select-Object -Last 1)
+  }
   $result = ConvertFrom-Json $answer
   $script:results[$Id] = $result
   if ($result.refusals) { throw ($result.refusals -join [Environment]::NewLine) }
-  if ($result.changed) {
-    $script:changed += $Id
-    if (-not $DryRun) { Save-Journal (@(Read-Journal) + @{ id = $Id; title = $Title; subject = $Subject; done = $answer }) }
+  if ($result.changed) { $script:changed += $Id }
+  if (-not $DryRun) {
+    $entries = @(Read-Journal)
+    $begun = $entries | Where-Object { $_.id -eq $Id -and $_.begun } | Select-Object -First 1
+    if ($begun) { $answer = Complete-Answer -Begun $begun.begun -Now $answer }
+    if ($begun -or $result.changed) {
+      Save-Journal (@($entries | Where-Object { -not ($_.id -eq $Id -and $_.begun) }) + @{ id = $Id; title = $Title; subject = $Subject; done = $answer })
+    }
   }
   # noted first: to take back once more what the host has taken back is no harm
   if ($armed) { Confirm-Change -Subject $Subject -Token $armed }
@@ -374,10 +396,39 @@ function Invoke-Step {
   }
 }
 
+function Save-Begun {
+  param([string] $Id, [string] $Title)
+  $entries = @(Read-Journal)
+  # one that a run of before has begun says what was there before that
+  if (@($entries | Where-Object { $_.id -eq $Id -and $_.begun }).Count -gt 0) { return }
+  $DryRun = $true
+  $expected = [string](& $scripts[$Id] | Select-Object -Last 1)
+  if ((ConvertFrom-Json $expected).changed) { Save-Journal ($entries + @{ id = $Id; title = $Title; begun = $expected }) }
+}
+
+# What was changed in the end: what is there is as it is told now, what was there before as it was told then
+function Complete-Answer {
+  param([string] $Begun, [string] $Now)
+  $whole = ConvertFrom-Json $Begun
+  foreach ($field in (ConvertFrom-Json $Now).PSObject.Properties) {
+    if ($field.Name -in 'before', 'changed' -or $null -eq $field.Value) { continue }
+    Add-Member -InputObject $whole -MemberType NoteProperty -Name $field.Name -Value $field.Value -Force
+  }
+  ConvertTo-Json -Compress -Depth 6 -InputObject $whole
+}
+
 function Undo-Step {
   param($Entry)
   $undo = $undos[$Entry.id]
   $done = $Entry.done
+  if ($Entry.begun) {
+    $now = & {
+      $DryRun = $true
+      $cutOff = $null -eq (ConvertFrom-Json $Entry.begun).before
+      & $scripts[$Entry.id] | Select-Object -Last 1
+    }
+    $done = Complete-Answer -Begun $Entry.begun -Now $now
+  }
   if (-not $theGuard -or -not $Entry.subject) { $null = & $undo $done; return }
   $token = [Guid]::NewGuid().ToString('N').Substring(0, 12)
   $again = '& {' + $undo + '} $done'
@@ -386,9 +437,7 @@ function Undo-Step {
   foreach ($note in $guarded.told) { Write-Line "            $note" }
 }
 
-Push-Location -LiteralPath $PSScriptRoot
-
-# How each step is taken back, given what it answered`
+Push-Location -LiteralPath $PSScriptRoot`
 
 /** What the guard is given. */
 const CHECK_GUARD = `if ($RevertAfter -lt 5 -or $RevertAfter -gt 3600) {

@@ -9,7 +9,7 @@ import { suite } from 'uvu'
 import { demo } from '../../../fixtures/demo.ts'
 import { migrate, type MigrateOptions } from '../../../recipes/migrate.ts'
 import { needs } from '../../needs.ts'
-import { quickGuests, type SimulatedHost, simulatedHost } from '../../simulated-host.ts'
+import { comparable, quickGuests, type SimulatedHost, simulatedHost } from '../../simulated-host.ts'
 import { analyze } from '../../tasks/analyze.ts'
 
 const HOSTILE = 'Bob’s "VM"; $(calc) --no-guard 桥接'
@@ -269,6 +269,43 @@ deploying(
     const undone = await deploy(host, bundle, '-Undo')
     equal(undone.code, 0, undone.stderr)
     equal((await host.state()).switches.length, switches.length - 1)
+  },
+)
+
+deploying(
+  'takes back what a run did that was killed in the middle of a step, and goes on from there',
+  async ({ host, bundle, state }) => {
+    const { ova } = await demo('bios', host.dir)
+    const storage = join(host.dir, 'storage')
+    const { guestIp: _, ...all } = ALL
+    await run({ source: [ova], to: `bundle:${bundle}`, state, storage, ...all })
+    const seed = await host.text()
+    const fault = `${host.env.SIMULATED_HOST}.fault`
+    const killed = async (change: number) => {
+      await fs.writeFile(fault, `dead ${change}`)
+      const { code, stderr } = await deploy(host, bundle, '-NoGuard')
+      equal(code, 1)
+      match(stderr, /PowerShell is dead by now/)
+      await fs.remove(fault)
+    }
+    const look = async (words: string) => {
+      const { guests: _, ...after } = await host.state()
+      const { guests: __, ...before } = JSON.parse(seed)
+      deepEqual(comparable(after), comparable(before), words)
+    }
+    // the switches, the address, its NAT, the VM and its disk: each is made, and its step not at its end
+    for (const change of [2, 4, 5, 7]) {
+      await killed(change)
+      const undone = await deploy(host, bundle, '-Undo', '-NoGuard')
+      equal(undone.code, 0, undone.stderr)
+      await look(`change ${change}`)
+    }
+    await killed(5)
+    const done = await deploy(host, bundle, '-NoGuard')
+    equal(done.code, 0, done.stderr)
+    const undone = await deploy(host, bundle, '-Undo', '-NoGuard')
+    equal(undone.code, 0, undone.stderr)
+    await look('gone on with')
   },
 )
 
