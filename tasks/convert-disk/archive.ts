@@ -6,7 +6,7 @@
  */
 import { XMLParser } from 'fast-xml-parser'
 import { createHash } from 'node:crypto'
-import { type Bytes, ImageError, MB, printable } from './image.ts'
+import { type Bytes, ImageError, MB, printable, share } from './image.ts'
 
 export interface Member {
   name: string
@@ -213,7 +213,7 @@ async function readManifest(manifest: Bytes): Promise<Map<string, Digest>> {
 /** The digest of a whole file, read from the beginning to the end. */
 export async function hash(bytes: Bytes, algorithm: string, signal: AbortSignal): Promise<string> {
   const hash = createHash(algorithm)
-  const data = Buffer.alloc(Math.min(MB, bytes.size))
+  const data = share(Math.min(MB, bytes.size))
   for (let at = 0; at < bytes.size; at += data.length) {
     signal.throwIfAborted()
     const length = Math.min(data.length, bytes.size - at)

@@ -79,7 +79,7 @@ export async function isWritten(
 ): Promise<boolean> {
   const { place, blockSize } = writer
   const slot = { data: share(WINDOW) }
-  const there = Buffer.alloc(WINDOW)
+  const there = share(WINDOW)
   const isPlaced = (block: number) => ((blocks[block >> 3] ?? 0) & (1 << (block & 7))) !== 0
   for (let sample = 1; sample <= SAMPLES; sample++) {
     const from = Math.floor((last - 1) * sample / SAMPLES / WINDOW) * WINDOW

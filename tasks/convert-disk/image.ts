@@ -40,7 +40,15 @@ export interface Slot {
   stored?: Buffer
 }
 
-export const share = (bytes: number): Buffer => Buffer.from(new SharedArrayBuffer(bytes))
+/**
+ * Memory to read files into. One that could grow begins with a page, others 16 bytes behind where one
+ * begins, as allocators have it. There AMD's processors (Zen 3 and later) copy from the page cache at a
+ * fifth of their speed: 2.3 instead of 11 GB/s were measured.
+ * Source: https://xuanwo.io/2023/04-rust-std-fs-slower-than-python/
+ */
+export function share(bytes: number): Buffer {
+  return Buffer.from(new SharedArrayBuffer(bytes, { maxByteLength: bytes }), 0, bytes)
+}
 
 /** What a differencing image says of the image that it changes. */
 export interface ParentLink {
