@@ -32,9 +32,11 @@ export function inflateGrains({ stored, data, grains, grainSize }: Job): number 
         chunkSize: grainSize + 64, // one chunk, and room in it to see the end
       })
       if (inflated.length < length) return grain
-      new Uint8Array(data).set(inflated.subarray(0, length), to)
-      // frees it at once; the collector lets what it has to free grow to 90 MB a thread
+      // of a larger buffer, because Node copies a whole one to shared memory word by word: 11 us, not 2
       const memory = inflated.buffer as ArrayBuffer
+      const from = inflated.byteOffset
+      Buffer.from(memory).copy(new Uint8Array(data), to, from, from + length)
+      // frees it at once; the collector lets what it has to free grow to 90 MB a thread
       memory.transfer(0)
     } catch {
       return grain
