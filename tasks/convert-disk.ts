@@ -458,8 +458,8 @@ async function convert(
     const { writer, length } = begun ?? { writer: makeWriter(image, file, wanted), length: 0 }
     const { blockSize } = writer
     const at = begun?.reached ?? reachNothing(virtualSize, blockSize)
-    // what came after the checkpoint goes
-    await file.truncate(length)
+    // what came after the checkpoint goes; ext4 would flush a file that was cut to nothing when it is closed
+    if (begun) await file.truncate(length)
     if (length < writer.length) await file.truncate(writer.length)
     const { done: resumedAt, dataBytes: before } = at
     if (resumedAt > 0) count('read', total, onProgress, resumedAt)(0)
