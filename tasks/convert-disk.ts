@@ -8,7 +8,7 @@ import { hostname, tmpdir } from 'node:os'
 import { basename, extname, join, parse, resolve } from 'node:path'
 import process from 'node:process'
 import { setImmediate } from 'node:timers/promises'
-import { readVolumes, type Volume } from './convert-disk/contents.ts'
+import type { Volume } from './convert-disk/contents.ts'
 import {
   Checkpoint,
   isWritten,
@@ -325,6 +325,7 @@ export async function undoUnfinishedConvertDisk(
 export async function inspectDisk(
   { from, fromFormat, disk }: Pick<ConvertDiskOptions, 'from' | 'fromFormat' | 'disk'>,
 ): Promise<DiskDescription[]> {
+  const { readVolumes } = await import('./convert-disk/contents.ts') // converting needs none of it
   const disks = disk !== undefined ? [disk] : fromFormat ? undefined : await listDisks(from)
   const descriptions: DiskDescription[] = []
   for (const which of disks ?? [undefined]) {

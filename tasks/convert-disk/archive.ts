@@ -4,7 +4,6 @@
  * the archive, which libraries that stream a tar do not give.
  * Source: DMTF DSP0243 (OVF 2.1); POSIX pax, ustar interchange format; GNU tar manual, "Basic Tar Format".
  */
-import { XMLParser } from 'fast-xml-parser'
 import { createHash } from 'node:crypto'
 import { type Bytes, ImageError, MB, printable, share } from './image.ts'
 
@@ -114,6 +113,7 @@ export interface DiskFile {
 
 /** The disks of an OVF that have files, in its order. */
 export async function disksOf(ovf: Bytes): Promise<DiskFile[]> {
+  const { XMLParser } = await import('fast-xml-parser')
   const parser = new XMLParser({ ignoreAttributes: false, removeNSPrefix: true })
   const text = await readText(ovf, MOST_OVF)
   const damaged = new ImageError(ovf, 0, 'its XML is damaged. Export the VM again')

@@ -3,7 +3,6 @@
  * is, whether it is encrypted, and whether the VM is in a saved state.
  * Source: VirtualBox's VirtualBox-settings.xsd.
  */
-import { XMLParser } from 'fast-xml-parser'
 import { readdir, readFile, stat } from 'node:fs/promises'
 import { dirname, extname, join, resolve } from 'node:path'
 import process from 'node:process'
@@ -61,6 +60,7 @@ async function readMachine(path: string): Promise<Machine | undefined> {
   const found = await stat(path).catch(() => undefined)
   if (!found?.isFile() || found.size > MOST) return undefined
   const text = await readFile(path, 'utf8').catch(() => '')
+  const { XMLParser } = await import('fast-xml-parser') // a disk alone needs none, and 60 ms less
   const parser = new XMLParser({ ignoreAttributes: false, parseAttributeValue: false })
   let machine: Node | undefined
   try {
