@@ -574,10 +574,11 @@ async function sync(path: string): Promise<void> {
 }
 
 /**
- * Bytes that are written at once. Measured on Linux 6.18, ext4 and tmpfs: for a larger write the kernel
- * looks for larger pages, which takes up to three times the processor's time once memory is fragmented.
+ * Bytes that are written at once. Linux takes as large a page for a write as it finds, and up to 32 KB
+ * (PAGE_ALLOC_COSTLY_ORDER) it has them at hand. Measured on Linux 6.18 and ext4, in 2.5 GB: where memory is
+ * free and in large pieces 128 KB take 0.3 s less of the processor, where it is not 2.4 s more.
  */
-const STEP = 128 * KB
+const STEP = process.platform === 'linux' ? 32 * KB : 128 * KB
 
 /**
  * Writes here and now. In the thread pool writes to one file wait for each other, spinning, and a hop
