@@ -2,7 +2,8 @@
 /**
  * Tunnels that stay open behind the recipe that asked for them. A process of its own keeps them, as long as
  * a file in the state folder is there, whose time it renews: so they end with the file, wherever that is
- * removed, and no process is ever ended by a number that may be another's by now.
+ * removed, and no process is ever ended by a number that may be another's by now. Assumed about Windows: what
+ * a scheduled task started, and did not wait for, lives on when that task has come to its end.
  */
 import fs from 'fs-extra'
 import { spawn } from 'node:child_process'
