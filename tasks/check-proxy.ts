@@ -1,5 +1,6 @@
 #!/usr/bin/env zx
 /** Check from this machine what a proxy in the guest does, and name what stands in its way. */
+import { randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import { lookup } from 'node:dns/promises'
 import { connect, isIP, type Socket } from 'node:net'
@@ -145,9 +146,14 @@ async function checkOne(
   // without any user first: a proxy that lets everybody in is to be known
   for (const who of account ? [undefined, account] : [undefined]) {
     if (way.protocols.includes('http')) {
-      const first = await add('connect', who, () => httpConnect(way, target, who, limit))
+      let web: Outcome | undefined
+      const first = await add('connect', who, async () => {
+        const said = await httpConnect(way, target, who, limit)
+        web = await webServer(way, who, limit, said)
+        return web ?? said
+      })
       const closed = first.state === 'authentication'
-      await add('http', who, () => plainHttp(way, target, who, limit, closed))
+      await add('http', who, async () => web ?? await plainHttp(way, target, who, limit, closed))
     }
     if (way.protocols.includes('socks5')) {
       await add('socks5', who, () => socks5(way, target, who, limit, 'here'))
@@ -170,8 +176,10 @@ async function httpConnect(
   const to = address(target)
   const answer = await askHttp(way, [`CONNECT ${to} HTTP/1.1`, `Host: ${to}`], who, limit)
   if ('state' in answer) return answer
-  const { status } = answer
-  if (status >= 200 && status < 300) return OK
+  const { status, head } = answer
+  // a web server that knows no methods sends its page; a proxy may not say that one follows (RFC 9110, 9.3.6)
+  const page = /^(transfer-encoding:|content-length:\s*[1-9])/im.test(head)
+  if (status >= 200 && status < 300 && !page) return OK
   if (status === 407 || status === 401) return { ...unauthorized(way, who), code: status }
   if (FORBIDDEN.has(status)) return { ...blocked(way, target, `HTTP ${status}`), code: status }
   if (status >= 500) return { ...lost(way, target, `HTTP ${status}`), code: status }
@@ -214,15 +222,45 @@ async function plainHttp(
   return { ...OK, code: status }
 }
 
-/** By these a proxy, or a filter before it, says that it will not: forbidden, not allowed, legal reasons. */
-const FORBIDDEN = new Set([403, 405, 451])
+/**
+ * By these a proxy, or a filter before it, says that it will not: forbidden, not allowed, legal reasons,
+ * not implemented.
+ */
+const FORBIDDEN = new Set([403, 405, 451, 501])
+
+/**
+ * Web servers refuse CONNECT as some proxies do, and answer a plain request by a page of their own, also
+ * for a host that does not exist. There a proxy says 5xx, or that its rules forbid it. Each account is
+ * asked for, as gost can act as a web server to strangers.
+ */
+async function webServer(
+  way: Way,
+  who: Account | undefined,
+  limit: number,
+  { state, code }: Outcome,
+): Promise<Outcome | undefined> {
+  if (code === undefined || (state !== 'wrong-protocol' && code !== 405 && code !== 501)) return
+  const host = `${randomUUID()}.invalid` // which no DNS knows (RFC 6761, 6.4)
+  const lines = [`GET http://${host}/ HTTP/1.1`, `Host: ${host}`]
+  // no answer within the time, as while names are looked up, tells nothing of the protocol
+  const answer = await askHttp({ ...way, not: new Map() }, lines, who, limit)
+  if ('state' in answer || answer.status >= 500) return
+  if (answer.status === 407 || FORBIDDEN.has(answer.status)) return
+  return {
+    state: 'wrong-protocol',
+    code,
+    detail:
+      `Cannot use ${address(way)} as an HTTP proxy: a web server listens there, which answers ` +
+      `for a host that does not exist. Run: npx zx tasks/check-proxy.ts --proxy ${name(way)}:PORT`,
+  }
+}
 
 async function askHttp(
   way: Way,
   lines: string[],
   who: Account | undefined,
   limit: number,
-): Promise<Outcome | { status: number }> {
+): Promise<Outcome | { status: number; head: string }> {
   const other = way.not.get('http')
   if (other) return other
   const line = await open(way, limit)
@@ -236,8 +274,9 @@ async function askHttp(
       bytes.includes('\r\n\r\n') || bytes.length > 65536 ||
       !'HTTP/'.startsWith(bytes.toString('latin1', 0, 5))
     )
-    const [, status] = /^HTTP\/1\.[01] (\d{3})/.exec(head.bytes.toString('latin1')) ?? []
-    if (status !== undefined) return { status: Number(status) }
+    const text = head.bytes.toString('latin1').split('\r\n\r\n')[0] as string
+    const [, status] = /^HTTP\/1\.[01] (\d{3})/.exec(text) ?? []
+    if (status !== undefined) return { status: Number(status), head: text }
     return await notSpoken(way, 'http', head, limit)
   } finally {
     line.close()
@@ -477,7 +516,7 @@ async function notSpoken(
     return outcome
   }
   const kind = wanted === 'http' ? 'an HTTP' : 'a SOCKS5'
-  const mend = found === 'an HTTP server'
+  const mend = found === 'an HTTP server' && wanted !== 'http'
     ? `http://${address(way)}`
     : found === 'a SOCKS5 proxy'
     ? `socks5://${address(way)}`

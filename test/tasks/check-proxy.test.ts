@@ -179,6 +179,22 @@ tinyproxy(
   },
 )
 
+tinyproxy('tells a proxy whose rules allow CONNECT to other ports', async ({ port, dir }) => {
+  const own = await freePort()
+  const file = join(dir, 'ports.conf')
+  await fs.writeFile(
+    file,
+    `Port ${own}\nListen 127.0.0.1\nTimeout 30\nMaxClients 20\nConnectPort 443\n`,
+  )
+  await serving(own, 'tinyproxy', ['-d', '-c', file], async () => {
+    const proxy = `http://127.0.0.1:${own}`
+    const destination = `http://localhost:${port}`
+    const { works, checks } = await checkProxy({ proxy, destination })
+    equal(works, true)
+    deepEqual(states(checks), ['tcp ok', 'connect blocked', 'http ok'])
+  })
+})
+
 tinyproxy('tells a wrong password of an HTTP proxy', async ({ port, dir }) => {
   const own = await freePort()
   const file = join(dir, 'password.conf')
@@ -260,6 +276,128 @@ parts('tells an SSH server and a web server that are taken for a proxy', async (
   equal(here?.state, 'unresolved')
   equal(there?.state, 'wrong-protocol')
   match(there?.detail ?? '', /an HTTP server listens there/)
+})
+
+/** An HTTP server that answers by the first line of a request: `GET http://x/ HTTP/1.1`. */
+const httpServer = (answer: (line: string) => string | undefined) =>
+  tcpServer((socket) =>
+    socket.once('data', (bytes) => {
+      const said = answer(`${bytes}`.split('\r\n')[0] as string)
+      if (said !== undefined) socket.end(`HTTP/1.1 ${said}\r\nContent-Length: 0\r\n\r\n`)
+    })
+  )
+
+parts('does not take a web server for a proxy, however that refuses CONNECT', async () => {
+  // nginx and Apache, old nginx, a redirect to https, one that wants a password, one that takes every method
+  for (
+    const [connect, get] of [
+      ['405 Not Allowed', '200 OK'],
+      ['400 Bad Request', '404 Not Found'],
+      ['301 Moved Permanently', '301 Moved Permanently'],
+      ['405 Not Allowed', '401 Unauthorized'],
+      ['200 OK\r\nTransfer-Encoding: chunked', '200 OK'],
+    ] as const
+  ) {
+    const web = await httpServer((line) => line.startsWith('CONNECT') ? connect : get)
+    const proxy = `127.0.0.1:${web.port}`
+    try {
+      for (const destination of [undefined, 'http://intranet.invalid', 'db.invalid:3306']) {
+        const { works, checks } = await checkProxy({ proxy: `http://${proxy}`, destination })
+        equal(works, false, `${connect}, ${get}, ${destination}`)
+        deepEqual(states(checks), ['tcp ok', 'connect wrong-protocol', 'http wrong-protocol'])
+        equal(
+          checks[2]?.detail,
+          `Cannot use ${proxy} as an HTTP proxy: a web server listens there, which answers for a host ` +
+            `that does not exist. Run: npx zx tasks/check-proxy.ts --proxy 127.0.0.1:PORT`,
+        )
+      }
+    } finally {
+      await web.close()
+    }
+  }
+})
+
+needs(parts, 'python3')('does not take Python’s web server for a proxy', async ({ dir }) => {
+  const own = await freePort()
+  const args = ['-m', 'http.server', '--bind', '127.0.0.1', '--directory', dir, `${own}`]
+  await serving(own, 'python3', args, async () => {
+    const proxy = `http://127.0.0.1:${own}`
+    const { works, checks } = await checkProxy({ proxy, destination: 'http://intranet.invalid' })
+    equal(works, false)
+    deepEqual(states(checks), ['tcp ok', 'connect wrong-protocol', 'http wrong-protocol'])
+  })
+})
+
+parts('knows a proxy without CONNECT, by rule or because it has none', async () => {
+  for (const refusal of ['405 Method Not Allowed', '501 Not Implemented']) {
+    const asked: string[] = []
+    const server = await httpServer((line) => {
+      asked.push(line)
+      return line.startsWith('CONNECT')
+        ? refusal
+        : /^GET http:\/\/[^/]+\.invalid\//.test(line)
+        ? '502 Bad Gateway'
+        : '404 Not Found'
+    })
+    const proxy = `http://127.0.0.1:${server.port}`
+    try {
+      const { works, checks } = await checkProxy({ proxy, destination: 'http://intranet.example' })
+      equal(works, true)
+      deepEqual(states(checks), ['tcp ok', 'connect blocked', 'http ok'])
+      deepEqual(asked.map((line) => line.slice(0, 11)), [
+        'CONNECT int',
+        'GET http://',
+        'GET http://',
+      ])
+      equal(asked[2], 'GET http://intranet.example/ HTTP/1.1')
+    } finally {
+      await server.close()
+    }
+  }
+})
+
+parts('asks on where a proxy never answers for a host that does not exist', async () => {
+  const server = await httpServer((line) =>
+    line.startsWith('CONNECT') ? '405 No' : line.includes('.invalid/') ? undefined : '200 OK'
+  )
+  try {
+    const { checks } = await checkProxy({
+      proxy: `http://127.0.0.1:${server.port}`,
+      destination: 'http://intranet.example',
+      timeout: 1,
+    })
+    deepEqual(states(checks), ['tcp ok', 'connect blocked', 'http ok'])
+  } finally {
+    await server.close()
+  }
+})
+
+// gost with probe resistance is a web server to whoever does not sign in (gost.run, Probing Resistance)
+parts('signs in to a proxy that is a web server to everybody else', async () => {
+  const server = await tcpServer((socket) =>
+    socket.once('data', (bytes) => {
+      const [, name] = /Proxy-Authorization: Basic (\S+)/.exec(`${bytes}`) ?? []
+      socket.end(`HTTP/1.1 ${name ? '200 Connection established' : '404 Not Found'}\r\n\r\n`)
+    })
+  )
+  try {
+    const { works, checks } = await checkProxy({
+      proxy: `http://127.0.0.1:${server.port}`,
+      destination: 'db.example:3306',
+      user: 'bob',
+      password: new Secret('changeme'),
+    })
+    equal(works, true)
+    deepEqual(states(checks), [
+      'tcp ok',
+      'connect wrong-protocol',
+      'http wrong-protocol',
+      'connect/bob ok',
+      'http/bob skipped',
+    ])
+  } finally {
+    await server.close()
+  }
 })
 
 parts('tells each refusal of SOCKS5 by its code, and a rule from a failure', async () => {
