@@ -76,6 +76,7 @@ export interface UseProxyResult {
 
 /**
  * Sets each, and keeps what it was before it is changed. What was set before and is not meant now returns.
+ * When one fails, this call's others are as they were before it.
  * @param ps Windows' own PowerShell, for its registry; null: this machine has none
  */
 export async function useProxy(
@@ -88,32 +89,52 @@ export async function useProxy(
   const notes: string[] = []
   const programs = await choose(options, ps !== null, notes)
   const wanted = settings(programs, ways, domains, networks, options, ps !== null)
-  let kept = await readKept(keep)
+  const first = await readKept(keep)
+  let kept = first
   const result: UseProxyResult['settings'] = []
-  const gone = kept.filter((one) =>
-    programs.includes(one.program) && !wanted.some((setting) => sameSetting(setting, one))
-  )
-  for (const one of gone.reverse()) {
-    result.push(await putBack(one, dryRun, ps))
-    kept = kept.filter((other) => other !== one)
-    if (!dryRun) await writeKept(keep, kept)
-  }
-  for (const setting of wanted) {
-    const told = { program: setting.program, where: where(setting) }
-    const current = await read(setting, ps)
-    if (same(current, setting.now)) {
-      result.push({ ...told, state: 'already' })
-      continue
+  const done: Kept[] = []
+  try {
+    const gone = kept.filter((one) =>
+      programs.includes(one.program) && !wanted.some((setting) => sameSetting(setting, one))
+    )
+    for (const one of gone.reverse()) {
+      if (!dryRun) done.push({ ...one, was: await read(one, ps), shape: await shapeOf(one) })
+      result.push(await putBack(one, dryRun, ps))
+      kept = kept.filter((other) => other !== one)
+      if (!dryRun) await writeKept(keep, kept)
     }
-    const prior = kept.find((one) => sameSetting(one, setting))
-    const ours = prior !== undefined && same(current, prior.now)
-    const { was, shape } = ours ? prior : { was: current, shape: await shapeOf(setting) }
-    result.push({ ...told, state: 'set' })
-    if (dryRun) continue
-    // kept before it changes: what is killed in between is put back by `off`
-    kept = [...kept.filter((one) => one !== prior), { ...setting, was, shape }]
-    await writeKept(keep, kept)
-    await write(setting, setting.now, shape, ps)
+    for (const setting of wanted) {
+      const told = { program: setting.program, where: where(setting) }
+      const current = await read(setting, ps)
+      if (same(current, setting.now)) {
+        result.push({ ...told, state: 'already' })
+        continue
+      }
+      const prior = kept.find((one) => sameSetting(one, setting))
+      const ours = prior !== undefined && same(current, prior.now)
+      const found = { was: current, shape: await shapeOf(setting) }
+      const { was, shape } = ours ? prior : found
+      result.push({ ...told, state: 'set' })
+      if (dryRun) continue
+      // kept before it changes: what is killed in between is put back by `off`
+      kept = [...kept.filter((one) => one !== prior), { ...setting, was, shape }]
+      await writeKept(keep, kept)
+      done.push({ ...setting, ...found })
+      await write(setting, setting.now, shape, ps)
+    }
+  } catch (error) {
+    const stuck = await takeBack(done, ps)
+    const among = (list: Setting[], one: Setting) => list.some((other) => sameSetting(other, one))
+    const left = kept.filter((one) => among(stuck, one))
+    if (done.length > 0) {
+      await writeKept(keep, [...first.filter((one) => !among(stuck, one)), ...left])
+    }
+    if (left.length === 0) throw error
+    const places = left.map(where).join(', ')
+    throw new Error(
+      `${(error as Error).message}. What could not be put back stays until off: ${places}`,
+      { cause: error },
+    )
   }
   const restricted = programs.filter((program) => !['git', 'pac', 'system'].includes(program))
   if (options.only?.length && restricted.length > 0) {
@@ -162,6 +183,19 @@ export function printProxy(options: UseProxyOptions, shell: Shell | 'pac'): stri
   const { domains, networks } = readOnly(options.only ?? [])
   if (domains.length + networks.length === 0) throw noList()
   return pacFile(ways, domains, networks)
+}
+
+/** Puts back what was before one call, as far as that goes; answers what stays as the call has set it. */
+async function takeBack(done: Kept[], ps: PowerShell | null): Promise<Kept[]> {
+  const stuck: Kept[] = []
+  for (const one of done.reverse()) {
+    try {
+      if (!same(await read(one, ps), one.was)) await write(one, one.was, one.shape, ps)
+    } catch {
+      stuck.push(one)
+    }
+  }
+  return stuck
 }
 
 async function putBack(

@@ -338,6 +338,12 @@ test('turns the whole intranet on and off: adapter, proxies, settings and tunnel
     await fs.writeJson(config, { tunnels: [{ ...tunnel, via: ['ssh://nobody@127.0.0.1:1'] }] })
     await assert.rejects(turn({ state: 'on', ...options }), /Cannot keep the tunnels of /)
     assert.deepEqual([await gitconfig(), await shared()], [before, true])
+    await fs.outputFile(join(home, '.docker', 'config.json'), '{ broken')
+    await assert.rejects(
+      turn({ state: 'on', ...options, for: ['git', 'docker'] }),
+      /Cannot set Docker’s proxy/,
+    )
+    assert.deepEqual([await gitconfig(), await shared()], [before, true])
     const state = await host.text()
     await assert.rejects(turn({ state: 'on', ...options, socks: '127.0.0.1:1' }), {
       message:

@@ -8,6 +8,7 @@ import { promisify } from 'node:util'
 import { runInNewContext } from 'node:vm'
 import { suite } from 'uvu'
 import { printProxy, undoUseProxy, useProxy, type UseProxyOptions } from '../../tasks/use-proxy.ts'
+import type { PowerShell } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
 import { runTask } from '../run-task.ts'
 import { simulatedHost } from '../simulated-host.ts'
@@ -120,6 +121,46 @@ withGit('leaves what somebody has set since, and says so', async ({ home, option
     'git config --global http.proxy was set to something else since, which stays',
   ])
   equal(await ask(home, 'git', 'config', '--get', 'http.proxy'), 'http://mine:1')
+})
+
+withGit('takes back what it has set where a later one fails', async ({ home, keep, options }) => {
+  const broken = { ...options, for: ['git', 'npm', 'docker'] as const }
+  await fs.writeFile(join(home, '.gitconfig'), '[user]\n\tname = Bob\n')
+  await fs.outputFile(join(home, '.docker', 'config.json'), '{ broken')
+  const before = await all(home)
+  await rejects(useProxy(broken, null), /^Error: Cannot set Docker’s proxy: .* is no JSON object/)
+  deepEqual(await all(home), before)
+  // what an earlier call has set stays set, and its way back too, also of domains that were named then alone
+  const given = { ...options, for: ['git'] as const }
+  await useProxy({ ...given, http: '192.168.56.191:1', only: ['a.example'] }, null)
+  const first = await all(home)
+  const kept = await fs.readFile(keep, 'utf8')
+  await rejects(useProxy({ ...broken, only: ['b.example'] }, null), /Cannot set Docker’s proxy/)
+  deepEqual(await all(home), first)
+  equal(await fs.readFile(keep, 'utf8'), kept)
+  await undoUseProxy(options, null)
+  deepEqual(await all(home), before)
+})
+
+withGit('keeps what it cannot take back for off', async ({ home, keep, options }) => {
+  const config = join(home, '.gitconfig')
+  await fs.outputFile(join(home, '.docker', 'config.json'), '{ broken')
+  // git leaves a configuration alone that another git is writing
+  const lock = `${config}.lock`
+  const ps: PowerShell = async () => {
+    await fs.writeFile(lock, '')
+    throw new Error('Cannot open the registry')
+  }
+  const given = { ...options, for: ['git', 'system'] as const }
+  await rejects(useProxy(given, ps), {
+    message: 'Cannot open the registry. What could not be put back stays until off: ' +
+      'git config --global http.proxy',
+  })
+  match(await fs.readFile(keep, 'utf8'), /"http\.proxy"/)
+  await fs.remove(lock)
+  await undoUseProxy(options, null)
+  equal(await ask(home, 'git', 'config', '--global', '--list').catch(() => ''), '')
+  equal(await fs.pathExists(keep), false)
 })
 
 withNpm('sets npm’s proxy beside what npm keeps there', async ({ home, options }) => {
