@@ -537,7 +537,14 @@ function check(options: ServeProxyOptions): Place {
         'has no colon. Run again with --user NAME --credential prompt',
     )
   }
-  return { address, subnet: network, port }
+  return { address, subnet: `${networkOf(base, Number(length))}/${length}`, port }
+}
+
+/** Its first address, by which firewalls know a network. */
+function networkOf(address: string, length: number): string {
+  const number = address.split('.').reduce((sum, part) => sum * 256 + Number(part), 0)
+  const first = number - number % 2 ** (32 - length)
+  return [24, 16, 8, 0].map((bits) => Math.floor(first / 2 ** bits) % 256).join('.')
 }
 
 // --- the command line ---

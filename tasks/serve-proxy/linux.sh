@@ -8,7 +8,9 @@ file=/etc/systemd/system/$unit
 etc=/etc/vbox-to-hyperv
 own=/usr/local/lib/vbox-to-hyperv/gost
 saved=$etc/proxy.before
-rule="rule family=\"ipv4\" source address=\"$subnet\" destination address=\"$address\" port port=\"$port\" protocol=\"tcp\" accept"
+# address, port and subnet of the rule that this script has added
+opened=$etc/proxy.rule
+place="$address $port $subnet"
 
 text() { printf '%s' "$1" | tr -d '[:cntrl:]' | sed 's/\\/\\\\/g; s/"/\\"/g'; }
 answer() {
@@ -25,29 +27,48 @@ find_firewall() {
   else echo none
   fi
 }
+rich() {
+  printf 'rule family="ipv4" source address="%s" destination address="%s" port port="%s" protocol="tcp" accept' \
+    "$subnet" "$address" "$port"
+}
 # what is there is asked for first, as neither says by its exit code whether it changed anything
 allowed() {
   case $firewall in
-    ufw) ufw show added 2> /dev/null | grep -q "from $subnet to $address port $port " ;;
-    firewalld) firewall-cmd --permanent --query-rich-rule="$rule" > /dev/null 2>&1 ;;
+    # which it shows without the length of a single address
+    ufw) ufw show added 2> /dev/null | grep -q "from ${subnet%/32} to $address port $port " ;;
+    firewalld) firewall-cmd --permanent --query-rich-rule="$(rich)" > /dev/null 2>&1 ;;
     *) return 1 ;;
   esac
 }
 allow() {
   case $firewall in
     ufw) ufw allow proto tcp from "$subnet" to "$address" port "$port" comment vbox-to-hyperv ;;
-    firewalld) firewall-cmd --permanent --add-rich-rule="$rule" && firewall-cmd --add-rich-rule="$rule" ;;
+    firewalld) firewall-cmd --permanent --add-rich-rule="$(rich)" && firewall-cmd --add-rich-rule="$(rich)" ;;
   esac > /dev/null
 }
 forbid() {
   case $firewall in
     ufw) ufw delete allow proto tcp from "$subnet" to "$address" port "$port" ;;
-    firewalld) firewall-cmd --permanent --remove-rich-rule="$rule"; firewall-cmd --remove-rich-rule="$rule" ;;
+    firewalld) firewall-cmd --permanent --remove-rich-rule="$(rich)"; firewall-cmd --remove-rich-rule="$(rich)" ;;
   esac > /dev/null 2>&1
+}
+# One of these for the place that a file keeps, in a subshell.
+kept() {
+  [ -f "$2" ] || return 0
+  read -r address port subnet < "$2"
+  "$1"
+}
+# Leaves open what this file keeps, and nothing else that this script has opened.
+open_only() {
+  if [ -f "$1" ] && [ -f "$opened" ] && cmp -s "$1" "$opened"; then return; fi
+  (kept forbid "$opened")
+  rm -f "$opened"
+  [ ! -f "$1" ] || { (kept allow "$1") && cp -p "$1" "$opened"; }
 }
 # What was served before, or with `remove` nothing.
 put_back() {
   if [ -d "$saved" ]; then
+    open_only "$saved/rule"
     cp -p "$saved/gost.json" "$etc/gost.json"
     cp -p "$saved/unit" "$file"
     if [ -f "$saved/gost" ]; then cp -p "$saved/gost" "$own.new" && mv -f "$own.new" "$own"; fi
@@ -55,6 +76,7 @@ put_back() {
     systemctl daemon-reload
     systemctl restart "$unit"
   elif [ "$1" = remove ]; then
+    open_only none
     systemctl disable --now "$unit" > /dev/null 2>&1
     rm -f "$file" "$etc/gost.json" "$etc/gost.json.new" "$own" "$own.new"
     rmdir "$etc" "${own%/*}" 2> /dev/null
@@ -157,7 +179,9 @@ changed=true
 if [ "$dry" -eq 1 ]; then program=$run; answer ok; fi
 
 fail() {
-  if $served; then put_back keep; else put_back remove; fi
+  if ! $served; then put_back remove
+  elif ! $same; then put_back keep
+  fi
   answer failed "$1"
 }
 umask 077
@@ -168,6 +192,7 @@ if ! $same && $served; then
   mkdir "$saved"
   cp -p "$etc/gost.json" "$saved/gost.json"
   cp -p "$file" "$saved/unit"
+  [ ! -f "$opened" ] || cp -p "$opened" "$saved/rule"
   [ ! -f "$own" ] || cp -p "$own" "$saved/gost"
 fi
 if [ "$program" = "$upload" ]; then
@@ -190,6 +215,14 @@ while [ "$lasted" -lt 2 ] && [ "$waited" -lt 10 ]; do
   if systemctl is-active --quiet "$unit"; then lasted=$((lasted + 1)); else lasted=0; fi
 done
 [ "$lasted" -ge 2 ] || fail 'it ends as soon as it starts'
-$open || allow || fail "its firewall ($firewall)"
+if ! $open; then
+  allow || { forbid; fail "its firewall ($firewall)"; }
+fi
+# a firewall that is off keeps its rules, which go when it is on
+if [ "$firewall" != none ] && [ "$(cat "$opened" 2> /dev/null)" != "$place" ]; then
+  (kept forbid "$opened")
+  rm -f "$opened"
+  $open || printf '%s\n' "$place" > "$opened"
+fi
 program=$run
 answer ok

@@ -45,12 +45,31 @@ case $1 in
 esac
 `
 
+/** It shows a single address without its length. */
 const UFW = `#!/bin/sh
 case "$*" in
-  status) echo 'Status: active' ;;
+  status) [ -e /run/firewalld ] || echo 'Status: active' ;;
   'show added') cat /run/ufw 2> /dev/null ;;
-  delete*) shift 2; grep -v "from $4 to $6 port $8 " /run/ufw > /run/ufw.new; mv /run/ufw.new /run/ufw ;;
-  allow*) echo "ufw allow from $5 to $7 port $9 proto tcp comment 'vbox-to-hyperv'" >> /run/ufw ;;
+  delete*) shift 2; grep -v "from \${4%/32} to $6 port $8 " /run/ufw > /run/ufw.new; mv /run/ufw.new /run/ufw ;;
+  allow*) echo "ufw allow from \${5%/32} to $7 port $9 proto tcp comment 'vbox-to-hyperv'" >> /run/ufw ;;
+esac
+`
+
+/** What `--permanent` has is in another list than what is in force; either says by a warning alone that it did nothing. */
+const FIREWALLD = `#!/bin/sh
+list=/run/firewalld
+[ "$1" != --permanent ] || { list=/run/firewalld-permanent; shift; }
+rule=\${1#*=}
+case $1 in
+  --state) [ -e /run/firewalld ] || exit 252 ;;
+  --query-rich-rule=*) grep -qxF -e "$rule" $list 2> /dev/null ;;
+  --add-rich-rule=*)
+    [ ! -e /run/refused ] || [ $list != /run/firewalld ] || exit 13
+    grep -qxF -e "$rule" $list 2> /dev/null || printf '%s\\n' "$rule" >> $list ;;
+  --remove-rich-rule=*)
+    if grep -vxF -e "$rule" $list > $list.new; then :; fi
+    mv $list.new $list ;;
+  *) exit 2 ;;
 esac
 `
 
@@ -78,7 +97,8 @@ async function make(): Promise<Context> {
   const root = await guestRoot('none')
   const shell = join(dir, 'shell')
   await fs.writeFile(shell, `#!/bin/sh\nexec chroot '${root.path}' /bin/sh "$@"\n`, { mode: 0o755 })
-  const programs = { systemctl: SYSTEMCTL, ufw: UFW, ip: IP, sleep: '#!/bin/sh\n' }
+  const stubs = { systemctl: SYSTEMCTL, ufw: UFW, 'firewall-cmd': FIREWALLD, ip: IP }
+  const programs = { ...stubs, sleep: '#!/bin/sh\n' }
   for (const [name, text] of Object.entries(programs)) {
     await fs.remove(join(root.path, 'usr/bin', name)) // other roots share it
     await root.write(`usr/bin/${name}`, text)
@@ -160,7 +180,8 @@ inRoot(
       const rule = 'ufw allow from 192.168.56.0/24 to 192.168.56.191 port 8080 proto tcp'
       ok((await root.read('run/ufw')).startsWith(rule))
       await root.write('run/systemctl.log', '')
-      equal((await serveProxy(options)).changed, false)
+      const inside = { ...options, subnet: '192.168.56.77/24' }
+      equal((await serveProxy(inside)).changed, false)
       ok(!/^(restart|enable|daemon-reload)\b/m.test(await root.read('run/systemctl.log')))
       await undoServeProxy(result, options)
       equal(await root.exists(UNIT), false)
@@ -200,12 +221,115 @@ inRoot(
       await undoServeProxy(second, options)
       equal(await root.read(OWN), gost('v3.0.0'))
       equal(JSON.parse(await root.read('run/served')).services[0].handler.auth, undefined)
-      ok((await root.read('run/ufw')).includes('192.168.56.1/32'))
+      ok((await root.read('run/ufw')).includes('from 192.168.56.1 to '))
       await undoServeProxy(second, options)
       equal(await root.exists('run/active'), true)
       await undoServeProxy(first, options)
       equal(await root.exists(OWN), false)
       equal(await root.exists('run/active'), false)
+    }),
+)
+
+/** The addresses and ports that a rule of the guest's firewall opens now, and after a restart. */
+const FIREWALLS = {
+  ufw: async (root: GuestRoot) =>
+    [...(await root.read('run/ufw').catch(() => '')).matchAll(/from (\S+) to (\S+) port (\d+)/g)]
+      .map(([, from, to, port]) => `${from?.includes('/') ? from : `${from}/32`} ${to} ${port}`),
+  firewalld: async (root: GuestRoot) => {
+    const now = await root.read('run/firewalld')
+    equal(await root.read('run/firewalld-permanent').catch(() => ''), now)
+    return now.split('\n').slice(0, -1).map((line) => {
+      // firewalld.richlanguage(5)
+      const [, from, to, port] =
+        /^rule family="ipv4" source address="([^"]+)" destination address="([^"]+)" port port="(\d+)" protocol="tcp" accept$/
+          .exec(line) ?? []
+      return `${from} ${to} ${port}`
+    })
+  },
+}
+
+for (const firewall of ['ufw', 'firewalld'] as const) {
+  inRoot(
+    `opens one place in ${firewall}, and with the proxy it moves`,
+    () =>
+      guest(async ({ root, host }) => {
+        if (firewall === 'firewalld') await root.write('run/firewalld', '')
+        await put(root, '3.0.0')
+        const [via, rules] = [host.url, () => FIREWALLS[firewall](root)]
+        const before = await fs.readdir(join(root.path, 'etc'))
+        const first = await serveProxy({ via, address })
+        deepEqual([first.firewall, first.before.allowed], [firewall, false])
+        deepEqual(await rules(), ['192.168.56.0/24 192.168.56.191 8080'])
+        equal((await serveProxy({ via, address })).changed, false)
+        const moved = { via, address, port: 8081, subnet: '192.168.56.1/32' }
+        await serveProxy({ ...moved, dryRun: true })
+        deepEqual(await rules(), ['192.168.56.0/24 192.168.56.191 8080'])
+        const second = await serveProxy(moved)
+        equal((await serveProxy(moved)).changed, false)
+        deepEqual(await rules(), ['192.168.56.1/32 192.168.56.191 8081'])
+        // one more change in the same place, whose undo leaves the rule
+        const password = { user: 'bob', password: new Secret('changeme') }
+        const third = await serveProxy({ ...moved, ...password })
+        await undoServeProxy(third, { via })
+        deepEqual(await rules(), ['192.168.56.1/32 192.168.56.191 8081'])
+        await serveProxy({ via, address })
+        await undoServeProxy({ ...first, before: second.before }, { via })
+        deepEqual(await rules(), ['192.168.56.1/32 192.168.56.191 8081'])
+        // what does not come up leaves the earlier place open
+        await root.write('run/broken', '')
+        await rejects(serveProxy({ via, address, port: 8082 }), /it ends as soon as it starts/)
+        await fs.remove(join(root.path, 'run/broken'))
+        deepEqual(await rules(), ['192.168.56.1/32 192.168.56.191 8081'])
+        // by hand, and without its port
+        await undoServeProxy({ ...first, changed: true }, { via })
+        deepEqual(await rules(), [])
+        equal(await root.exists(UNIT), false)
+        deepEqual(await fs.readdir(join(root.path, 'etc')), before)
+      }),
+  )
+}
+
+inRoot(
+  'returns to the earlier place with its rule, and leaves the rules of others',
+  () =>
+    guest(async ({ root, host }) => {
+      await put(root, '3.0.0')
+      const via = host.url
+      const theirs = '192.168.56.0/24 192.168.56.191 8081'
+      await root.write(
+        'run/ufw',
+        'ufw allow from 192.168.56.0/24 to 192.168.56.191 port 8081 proto tcp\n',
+      )
+      const first = await serveProxy({ via, address })
+      const second = await serveProxy({ via, address, port: 8081 })
+      deepEqual(second.before, { served: true, allowed: true })
+      deepEqual(await FIREWALLS.ufw(root), [theirs])
+      const third = await serveProxy({ via, address, port: 8082 })
+      deepEqual(await FIREWALLS.ufw(root), [theirs, '192.168.56.0/24 192.168.56.191 8082'])
+      await undoServeProxy(third, { via })
+      deepEqual(await FIREWALLS.ufw(root), [theirs])
+      await undoServeProxy(first, { via })
+      deepEqual(await FIREWALLS.ufw(root), [theirs])
+    }),
+)
+
+inRoot(
+  'leaves firewalld as it was where that refuses the rule',
+  () =>
+    guest(async ({ root, host }) => {
+      await put(root, '3.0.0')
+      const options = { via: host.url, address }
+      await root.write('run/firewalld', '')
+      await root.write('run/refused', '')
+      await rejects(serveProxy(options), /its firewall \(firewalld\), and the guest is as it was/)
+      deepEqual(await FIREWALLS.firewalld(root), [])
+      await fs.remove(join(root.path, 'run/refused'))
+      await serveProxy(options)
+      await root.write('run/refused', '')
+      await rejects(serveProxy({ ...options, port: 8081 }), /its firewall \(firewalld\)/)
+      equal(JSON.parse(await root.read('run/served')).services[0].addr, '192.168.56.191:8080')
+      deepEqual(await FIREWALLS.firewalld(root), ['192.168.56.0/24 192.168.56.191 8080'])
+      await fs.remove(join(root.path, 'run/refused'))
     }),
 )
 
@@ -224,6 +348,14 @@ inRoot(
       equal(await root.exists(UNIT), false)
       equal(await root.exists('etc/vbox-to-hyperv'), false)
       equal(await root.exists('run/enabled'), false)
+      // what was served already, and not what was served before that
+      await fs.remove(join(root.path, 'run/broken'))
+      await serveProxy(options)
+      await serveProxy({ ...options, port: 8081 })
+      await fs.remove(join(root.path, 'run/active'))
+      await root.write('run/broken', '')
+      await rejects(serveProxy({ ...options, port: 8081 }), /it ends as soon as it starts/)
+      equal(JSON.parse(await root.read(CONFIG)).services[0].addr, '192.168.56.191:8081')
     }),
 )
 
