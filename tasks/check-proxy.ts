@@ -6,7 +6,7 @@ import { lookup } from 'node:dns/promises'
 import { connect, isIP, type Socket } from 'node:net'
 import process from 'node:process'
 import { domainToASCII } from 'node:url'
-import { command, readCredential, type Secret } from './task.ts'
+import { command, readCredential, type Secret, withoutPassword } from './task.ts'
 
 export interface CheckProxyOptions {
   /**
@@ -598,7 +598,9 @@ function parseProxy(text: string): Way {
     : undefined
   if (found === undefined || protocols === undefined) {
     throw new TypeError(
-      `Cannot use ${JSON.stringify(text)} as a proxy: it is HOST:PORT, http://HOST:PORT or ` +
+      `Cannot use ${
+        JSON.stringify(withoutPassword(text))
+      } as a proxy: it is HOST:PORT, http://HOST:PORT or ` +
         'socks5://HOST:PORT. Example: --proxy 192.168.56.191:8080',
     )
   }
@@ -610,7 +612,9 @@ function parseDestination(text: string): Destination {
   const found = parseEndpoint(rest) ?? (web ? parseEndpoint(`${rest}:80`) : undefined)
   if (found === undefined) {
     throw new TypeError(
-      `Cannot reach ${JSON.stringify(text)} through a proxy: it is HOST:PORT or http://HOST. ` +
+      `Cannot reach ${
+        JSON.stringify(withoutPassword(text))
+      } through a proxy: it is HOST:PORT or http://HOST. ` +
         'Example: --destination db.intranet:3306',
     )
   }

@@ -6,7 +6,7 @@ import process from 'node:process'
 import { setImmediate } from 'node:timers/promises'
 import { domainToASCII } from 'node:url'
 import { SocksClient, type SocksClientError } from 'socks'
-import { commandLine, readCredential, type Secret } from './task.ts'
+import { commandLine, readCredential, type Secret, withoutPassword } from './task.ts'
 
 export interface SocksConnectOptions {
   /** A name, which the proxy looks up, or an address. */
@@ -119,7 +119,7 @@ function parseProxy(text: string): Proxy {
   if (!known || !/^\/?$/.test(url.pathname) || url.search || url.hash) {
     throw new TypeError(
       `Cannot use the proxy ${
-        JSON.stringify(text)
+        JSON.stringify(withoutPassword(text))
       }: it is not HOST:PORT. Example: --proxy 192.168.56.191:1080`,
     )
   }
@@ -273,7 +273,7 @@ if (given !== undefined) {
     }
     const account = password === undefined
       ? {}
-      : await readCredential(password, `password at the proxy ${options.proxy}`)
+      : await readCredential(password, `password at the proxy ${withoutPassword(options.proxy)}`)
     const socket = await socksConnect({ ...account, ...options })
     if (check) {
       socket.destroy()

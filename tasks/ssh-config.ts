@@ -8,7 +8,7 @@ import { homedir } from 'node:os'
 import { basename, dirname, isAbsolute, join, resolve } from 'node:path'
 import process from 'node:process'
 import { which } from 'zx/core'
-import { command, dryRun } from './task.ts'
+import { command, dryRun, withoutPassword } from './task.ts'
 
 export interface SshConfigOptions {
   /** What `ssh` is to know the host as: letters, digits and `. _ @ + -`. */
@@ -132,7 +132,7 @@ async function makeEntry(
     if (scheme === undefined) {
       throw new TypeError(
         `Cannot take the hop ${
-          JSON.stringify(text)
+          JSON.stringify(withoutPassword(text))
         }: it is neither socks5://HOST:PORT nor ssh://HOST`,
       )
     }
@@ -175,7 +175,7 @@ function parsePlace(text: string, usual: number, option: string): Place {
   if (!fits || user === '' || user?.includes(':')) {
     throw new TypeError(
       `Cannot take ${
-        JSON.stringify(text.replace(/:[^:@]*@/, ':...@'))
+        JSON.stringify(withoutPassword(text))
       } of ${option}: it is not [USER@]HOST[:PORT]. Example: db.intranet:22`,
     )
   }

@@ -888,9 +888,12 @@ export function parseHost(host: string): SshHost {
   const strange = [name, user, program].some((word) =>
     word?.startsWith('-') || word === '' || /[^\p{L}\p{N}_.%@:/~ \\-]/u.test(word ?? '')
   )
-  if (name === undefined || strange || Number(port ?? 22) > 65535 || port === '0') {
+  const secret = user?.includes(':') // others would see it in ssh's command line
+  if (name === undefined || strange || secret || Number(port ?? 22) > 65535 || port === '0') {
     throw new TypeError(
-      `Cannot use ${JSON.stringify(host)} as a host: it is local, or ssh://[user@]host[:port]. ` +
+      `Cannot use ${
+        JSON.stringify(withoutPassword(host))
+      } as a host: it is local, or ssh://[user@]host[:port]. ` +
         'Example: ssh://admin@hyperv.lan',
     )
   }
@@ -1149,6 +1152,11 @@ function forProgram(program: string, env: NodeJS.ProcessEnv): NodeJS.ProcessEnv 
 /** A name of an option as it is on a command line: `guestIp` is `guest-ip`. */
 export function kebab(name: string): string {
   return name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
+}
+
+/** An address as it may be told: without a password in it, which may have any character, also `@`. */
+export function withoutPassword(address: string): string {
+  return address.replace(/:(?!\/\/)[^]*@/, ':...@')
 }
 
 /** In one line, without what would move the cursor. */

@@ -7,7 +7,14 @@ import { homedir } from 'node:os'
 import { join } from 'node:path'
 import process from 'node:process'
 import { which } from 'zx/core'
-import { command, dryRun, onWindows, openPowerShell, type PowerShell } from './task.ts'
+import {
+  command,
+  dryRun,
+  onWindows,
+  openPowerShell,
+  type PowerShell,
+  withoutPassword,
+} from './task.ts'
 import { forShell, pacFile, type Shell, variables, type Ways } from './use-proxy/print.ts'
 import {
   type Held,
@@ -420,7 +427,9 @@ function readWays({ http, socks, direct, pacUrl }: UseProxyOptions): Ways {
     (!page || !/^https?:$/.test(page.protocol) || page.username || page.password)
   ) {
     throw new TypeError(
-      `Cannot use ${JSON.stringify(pacUrl)} for a PAC file: it is no address of a web server. ` +
+      `Cannot use ${
+        JSON.stringify(withoutPassword(pacUrl))
+      } for a PAC file: it is no address of a web server. ` +
         'Example: --pac-url http://192.168.56.191/intranet.pac',
     )
   }

@@ -462,6 +462,11 @@ parts('refuses what cannot be meant before anything is asked', async () => {
   ) {
     await rejects(checkProxy(options), { message })
   }
+  for (const typed of ['http://me:xyzzy#@plugh@h', 'ftp://me:xyzzy/plugh@h:1', '@:xyzzy@plugh:1']) {
+    for (const options of [{ proxy: typed }, { proxy, destination: typed }]) {
+      await rejects(checkProxy(options), ({ message }: Error) => !/xyzzy|plugh@/.test(message))
+    }
+  }
   for (
     const wrong of ['$(calc):1', '`calc`:1', '-x', 'h:0', 'h:65536', 'a\r\nX: y:80', '[::g]:1']
   ) {

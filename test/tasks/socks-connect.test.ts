@@ -140,6 +140,16 @@ test('takes the password from the environment alone', async () => {
     socksConnect({ host: 'a', port: 1, proxy: 'socks5://me:changeme@127.0.0.1' }),
     /^TypeError: Cannot take the password of the proxy from its address/,
   )
+  // what is no address at all has one just the same
+  for (const password of ['xyzzy#plugh', 'xyzzy/plugh', 'xyzzy?@plugh', ':xyzzy#']) {
+    const address = `socks5://me:${password}@127.0.0.1`
+    await rejects(
+      socksConnect({ host: 'a', port: 1, proxy: address }),
+      /^TypeError: Cannot use the proxy "socks5:\/\/me:\.\.\.@127\.0\.0\.1": it is not HOST:PORT/,
+    )
+    const asked = await run(['--proxy', address, 'a', '1', '--password', 'env:NO_SUCH'], '')
+    ok(!/xyzzy|plugh/.test(asked.stderr), asked.stderr)
+  }
 })
 
 test('tells refused, not allowed, unreachable, silent, gone and not SOCKS5 apart', async () => {

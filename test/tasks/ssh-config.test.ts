@@ -133,6 +133,17 @@ test('refuses what would be more than a name, and writes nothing', async ({ conf
       return /^Cannot take /.test(error.message)
     }, via)
   }
+  for (const password of ['xyzzy/plugh', 'xyzzy@plugh', 'xyzzy:plugh', 'xyzzy#plugh', 'xyzzy"@']) {
+    for (const via of ['ssh', 'socks5', 'http'].map((scheme) => `${scheme}://me:${password}@h`)) {
+      await rejects(
+        sshConfig({ ...wanted, via: [via] }),
+        ({ message }: Error) => /"(http:\/\/)?me:\.\.\.@h"/.test(message),
+        via,
+      )
+    }
+    const to = `me:${password}@h`
+    await rejects(sshConfig({ ...wanted, to }), /^TypeError: Cannot take "me:\.\.\.@h" of --to/)
+  }
   await rejects(
     sshConfig({ ...wanted, password: 'changeme' }),
     /^TypeError: Cannot take the password/,

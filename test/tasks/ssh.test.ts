@@ -69,6 +69,15 @@ names('is refused where ssh or a shell could take it for something else', () => 
   }
 })
 
+names('are told without a password that somebody typed there', () => {
+  for (const password of ['xyzzy', 'xyzzy/plugh', 'xyzzy@plugh', 'xyzzy#plugh']) {
+    throws(
+      () => parseHost(`ssh://me:${password}@host`),
+      /^TypeError: Cannot use "ssh:\/\/me:\.\.\.@host" as a host: /,
+    )
+  }
+})
+
 names.run()
 
 const hosts = suite<{ host: SshHost }>('a host over SSH')

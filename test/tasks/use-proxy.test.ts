@@ -305,6 +305,14 @@ programs(
       [{ for: ['pac'] }, /^Cannot write a PAC file: no domain or network is named/],
       [{ for: ['system'] }, /^Cannot set the proxy of Windows: this machine has none/],
       [{ pacUrl: 'file:///c:/x.pac' }, /no address of a web server/],
+      [
+        { pacUrl: 'http://bob:changeme@h/x.pac' },
+        /^Cannot use "http:\/\/bob:\.\.\.@h\/x\.pac" for /,
+      ],
+      [
+        { pacUrl: 'http://bob:changeme@h/x.pac' },
+        /^Cannot use "http:\/\/bob:\.\.\.@h\/x\.pac" for /,
+      ],
     ]
     for (const [change, message] of wrong) {
       await rejects(
