@@ -2,7 +2,7 @@ import fs from 'fs-extra'
 import { equal, match, ok, rejects } from 'node:assert/strict'
 import { execFile } from 'node:child_process'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { delimiter, join } from 'node:path'
 import process from 'node:process'
 import { promisify } from 'node:util'
 import { suite } from 'uvu'
@@ -179,6 +179,49 @@ real('is what ssh makes of it', async ({ config, wanted }) => {
   )
   await sshConfig({ ...wanted, name: 'v6', to: '[fe80::1%eth0]:22', via: [] })
   equal((await asked(config, 'v6')).hostname, 'fe80::1%eth0')
+})
+
+real('asks connect and ncat as their manuals say', async ({ dir, config, wanted }) => {
+  const path = process.env.PATH
+  const folder = join(dir, 'Bob’s programs')
+  const windows = process.platform === 'win32'
+  for (const name of ['connect', 'ncat']) {
+    const stub = windows ? '' : '#!/bin/sh\nprintf "%s|" "$@"\n'
+    await fs.outputFile(join(folder, windows ? `${name}.cmd` : name), stub, { mode: 0o755 })
+  }
+  try {
+    process.env.PATH = `${folder}${delimiter}${path}`
+    for (
+      const [connector, ...words] of [
+        // its manual: -S [user@]server[:port]
+        ['connect', '-S', '192.168.56.191:1080'],
+        // ncat(1): --proxy addr[:port], --proxy-type type, of which http is the usual one
+        ['ncat', '--proxy', '192.168.56.191:1080', '--proxy-type', 'socks5'],
+      ] as const
+    ) {
+      const via = ['socks5://192.168.56.191:1080', 'ssh://jump.intranet:23']
+      await sshConfig({ ...wanted, connector, via })
+      const { proxycommand = '' } = await asked(config, 'db.via1')
+      ok(proxycommand.endsWith(` ${words.join(' ')} %h %p`), proxycommand)
+      if (!windows) {
+        const command = proxycommand.replace('%h', 'jump.intranet').replace('%p', '23')
+        const { stdout } = await execute('sh', ['-c', command])
+        equal(stdout, [...words, 'jump.intranet', '23', ''].join('|'))
+      }
+      const signIn = { via: ['socks5://me@192.168.56.191'], password: 'env:PROXY_PASSWORD' }
+      await rejects(
+        sshConfig({ ...wanted, connector, ...signIn }),
+        /its password would be in the command line\. Run again with --connector kit$/,
+      )
+    }
+    process.env.PATH = join(dir, 'none')
+    await rejects(
+      sshConfig({ ...wanted, connector: 'ncat' }),
+      /by ncat: it is not on PATH\. Run again with --connector kit$/,
+    )
+  } finally {
+    process.env.PATH = path
+  }
 })
 
 needs(test, 'ssh', 'sshd')(
