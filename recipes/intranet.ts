@@ -7,9 +7,9 @@ import fs from 'fs-extra'
 import { join, resolve } from 'node:path'
 import process from 'node:process'
 import { setTimeout as wait } from 'node:timers/promises'
-import { checkProxy } from '../tasks/check-proxy.ts'
+import { checkProxy, type ProxyCheck } from '../tasks/check-proxy.ts'
 import { type GuardOptions, guardOptions, readGuard } from '../tasks/guard.ts'
-import { dryRun, hostCommand, powershell } from '../tasks/task.ts'
+import { type Credential, dryRun, hostCommand, powershell, readCredential } from '../tasks/task.ts'
 import { toggleShare, type ToggleShareResult } from '../tasks/toggle-share.ts'
 import {
   undoUseProxy,
@@ -48,6 +48,10 @@ export interface IntranetOptions extends GuardOptions {
   socks?: string | undefined
   /** `HOST:PORT` of the intranet that has to be reached through them. @default the proxies themselves */
   destination?: string | undefined
+  /** A user of the proxies, to check them with; the programs have to know it by themselves. @default none */
+  user?: string | undefined
+  /** Where the password comes from, which is not stored: as readCredential takes it. @default prompt */
+  credential?: string | undefined
   /** The programs whose settings these are, as use-proxy takes them. @default those that are there */
   for?: UseProxyOptions['for']
   /** Domains and networks that go through the proxies, as use-proxy takes them. @default all */
@@ -103,10 +107,11 @@ export async function intranet(
   }
   const keep = join(folder, 'use-proxy.json')
   const on = async (): Promise<IntranetResult> => {
-    await checkProxies(options, 'nothing was changed')
+    const account = await readAccount(options)
+    const notes = await checkProxies(options, account, 'nothing was changed')
     const result = await toggle('off')
     try {
-      if (result.changed && !dryRun) await settled(options)
+      if (result.changed && !dryRun) await settled(options, account)
       const { http, socks, for: programs, only, home, tunnels: config } = options
       const proxies = { http, socks, for: programs, only, home, keep, dryRun }
       const used = http === undefined && socks === undefined ? undefined : await useProxy(proxies)
@@ -116,7 +121,8 @@ export async function intranet(
           if (used?.changed) await undoUseProxy({ keep })
           throw error
         })
-      return together(result, used, up)
+      const all = together(result, used, up)
+      return { ...all, notes: [...all.notes, ...notes] }
     } catch (error) {
       if (result.changed && !dryRun) await toggle('on')
       throw error
@@ -164,11 +170,11 @@ function together(
 }
 
 /** Waits until the guest's way to the intranet is there again, which the change may have cut for a while. */
-async function settled(options: IntranetOptions): Promise<void> {
+async function settled(options: IntranetOptions, account: Account): Promise<void> {
   const end = performance.now() + (options.settle ?? 30) * 1000
   while (true) {
     try {
-      return await checkProxies(options, 'what was changed is taken back')
+      return void await checkProxies(options, account, 'what was changed is taken back')
     } catch (error) {
       if (performance.now() > end) throw error
       await wait(1000)
@@ -176,28 +182,58 @@ async function settled(options: IntranetOptions): Promise<void> {
   }
 }
 
-/** Refuses proxies that would cut this machine's programs off. */
+type Account = Partial<Credential>
+
+/** Asked for where it is needed alone: the way back is open without it. */
+async function readAccount(
+  { user, credential, http, socks, tunnels }: IntranetOptions,
+): Promise<Account> {
+  const way = credential ?? (user === undefined ? undefined : 'prompt')
+  if (way === undefined || (http ?? socks) === undefined) return {}
+  const account = await readCredential(way, `password of ${user ?? 'the user'} at the proxy`)
+  // the tunnels may take theirs from the same variable, which is gone once it is read
+  if (tunnels !== undefined && way.startsWith('env:')) {
+    process.env[way.slice(4)] = account.password.reveal()
+  }
+  return { ...account, ...(user !== undefined && { user }) }
+}
+
+/** Refuses proxies that would cut this machine's programs off. Answers what people have to know of the others. */
 async function checkProxies(
   { http, socks, destination }: IntranetOptions,
+  account: Account,
   then: string,
-): Promise<void> {
+): Promise<string[]> {
   const bare = (text: string) => text.replace(/^[a-z\d]+:\/\//i, '')
   const proxy = [
     ...(http === undefined ? [] : [`http://${bare(http)}`]),
     ...(socks === undefined ? [] : [`socks5://${bare(socks)}`]),
   ]
+  const notes: string[] = []
   for (const one of proxy) {
-    const { works, checks } = await checkProxy({ proxy: one, destination })
+    const { works, checks } = await checkProxy({ proxy: one, destination, ...account })
+    const open = ({ check, user, state }: ProxyCheck) =>
+      check !== 'tcp' && user === null && state === 'ok'
+    if (works && !checks.some(open)) {
+      notes.push(
+        `The proxy ${one} wants a password, which is not stored: programs have to know it by themselves`,
+      )
+    }
     if (works) continue
-    const why = checks.flatMap(({ detail }) => detail ? [detail] : [])[0]
+    const wrong = checks.filter(({ detail }) => detail !== '')
+    // of an account that was named, what is wrong with that
+    const why = (wrong.find(({ user }) => user !== null) ?? wrong[0])?.detail
     throw new Error(
       `Cannot go on the intranet: the proxy ${one} does not work, and ${then}. ${why ?? ''}`.trim(),
     )
   }
+  return notes
 }
 
 export interface ScheduleIntranetOptions extends Omit<IntranetOptions, 'state'> {
   network: readonly string[]
+  /** `env:NAME` or `manager:TARGET`. */
+  credential?: string | undefined
   /** The file that gets a line a run. @default intranet.log in the user's data folder */
   log?: string | undefined
   /** The program and what it is given before `auto`. @default this file and what runs it */
@@ -231,10 +267,18 @@ export async function scheduleIntranet(
   ps = powershell,
 ): Promise<ScheduleIntranetResult> {
   checkNetworks(network, true)
+  const { user, credential } = options
+  if ((user ?? credential) !== undefined && !/^(env|manager):./.test(credential ?? '')) {
+    throw new TypeError(
+      'Cannot schedule with a password that nobody is there to type: it is env:NAME or ' +
+        'manager:TARGET. Run again with --credential manager:TARGET',
+    )
+  }
   const [program = '', ...first] = command ?? commandOf(import.meta.filename as string)
   const file = resolve(log ?? join(stateFolder, 'intranet.log'))
   const { http, socks, destination, for: programs = [], only = [], tunnels, folder } = options
-  const own = { http, socks, destination, tunnels: tunnels && resolve(tunnels), folder }
+  const account = { user, credential }
+  const own = { http, socks, destination, ...account, tunnels: tunnels && resolve(tunnels), folder }
   const given = [
     // of each of several, the parser takes one pair of quotation marks off
     ...network.map((name) => `--network="${name}"`),
@@ -461,6 +505,13 @@ await hostCommand(
     destination: {
       type: 'string',
       describe: 'HOST:PORT of the intranet that has to be reached through them',
+    },
+    user: { type: 'string', describe: 'A user of the proxies, to check them with' },
+    credential: {
+      type: 'string',
+      describe:
+        'Where the password comes from: prompt, stdin, env:NAME, or manager:TARGET (Windows’ ' +
+        'Credential Manager, which has the user too) [default: prompt]',
     },
     for: {
       array: true,

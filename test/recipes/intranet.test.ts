@@ -366,10 +366,86 @@ test('turns the whole intranet on and off: adapter, proxies, settings and tunnel
   }
 })
 
+test('signs in to a proxy for the check alone, and keeps no password', async () => {
+  const proxy = await socksServer({ user: 'me', password: 'xyzzy' })
+  const echo = await tcpServer((socket) => socket.pipe(socket))
+  const home = join(host.dir, 'home of me')
+  const folder = join(host.dir, 'kept of me')
+  const destination = `127.0.0.1:${echo.port}`
+  const options = { socks: proxy.address, destination, for: ['git' as const], folder, home }
+  try {
+    await fs.outputFile(join(home, '.gitconfig'), '')
+    const state = await host.text()
+    const cannot =
+      `Cannot go on the intranet: the proxy socks5://${proxy.address} does not work, ` +
+      `and nothing was changed. Cannot sign in to the proxy ${proxy.address}:`
+    await assert.rejects(turn({ state: 'on', ...options }), {
+      message: `${cannot} it wants a user and a password. ` +
+        'Run again with --user NAME --credential prompt',
+    })
+    const account = { user: 'me', credential: 'env:PROXY_PASSWORD' }
+    process.env.PROXY_PASSWORD = 'plugh'
+    await assert.rejects(turn({ state: 'on', ...options, ...account }), {
+      message: `${cannot} it does not take this password of "me". ` +
+        'Run again with the right one: --user NAME --credential prompt',
+    })
+    assert.equal(await host.text(), state)
+    process.env.PROXY_PASSWORD = 'xyzzy'
+    const on = await turn({ state: 'on', ...options, ...account })
+    assert.equal(process.env.PROXY_PASSWORD, undefined)
+    assert.equal(on.intranet, 'on')
+    assert.deepEqual(on.notes.slice(-1), [
+      `The proxy socks5://${proxy.address} wants a password, which is not stored: ` +
+      'programs have to know it by themselves',
+    ])
+    assert.match(await fs.readFile(join(home, '.gitconfig'), 'utf8'), new RegExp(proxy.address))
+    for (const file of [join(home, '.gitconfig'), join(folder, 'use-proxy.json')]) {
+      assert.ok(!(await fs.readFile(file, 'utf8')).includes('xyzzy'))
+    }
+    // where the password is gone, the adapter comes back all the same
+    const away = await turn({ state: 'auto', network: ['HQ'], ...options, ...account })
+    assert.deepEqual([away.changed, away.intranet], [true, 'off'])
+    // the command, and the variable is there for the tunnels
+    const config = join(host.dir, 'tunnels of me.json')
+    await fs.writeJson(config, {
+      tunnels: [{
+        name: 'db',
+        to: destination,
+        via: [`socks5://me@${proxy.address}?password=env:PROXY_PASSWORD`],
+      }],
+    })
+    const args = ['--socks', proxy.address, '--destination', destination, '--for', 'git']
+    const signIn = ['--user', 'me', '--credential', 'env:PROXY_PASSWORD']
+    const own = { HOME: home, USERPROFILE: home, GIT_CONFIG_GLOBAL: join(home, '.gitconfig') }
+    const env = { ...host.env, ...own, PROXY_PASSWORD: 'xyzzy' }
+    const kept = ['--folder', folder, '--no-guard']
+    const done = await runTask(
+      { ...host, env },
+      '../recipes/intranet',
+      'on',
+      ...args,
+      ...signIn,
+      ...['--tunnels', config],
+      ...kept,
+    )
+    assert.equal(done.code, 0, done.stderr)
+    assert.equal(JSON.parse(done.stdout).tunnels[0].name, 'db')
+    assert.ok(!`${done.stdout}${done.stderr}`.includes('xyzzy'))
+    const off = await runTask({ ...host, env }, '../recipes/intranet', 'off', ...kept)
+    assert.equal(off.code, 0, off.stderr)
+  } finally {
+    delete process.env.PROXY_PASSWORD
+    await turn({ state: 'off', folder })
+    await Promise.all([proxy.close(), echo.close()])
+  }
+})
+
 test('schedules itself with proxies and tunnels, whatever these are called', async () => {
   const result = await scheduleIntranet({
     network: ['Office'],
     socks: '192.168.56.191:1080',
+    user: 'me',
+    credential: 'manager:the proxy’s',
     for: ['git', 'env'],
     only: ['corp.example', '10.0.0.0/8'],
     tunnels: 'C:\\my “tunnels”.json',
@@ -380,9 +456,24 @@ test('schedules itself with proxies and tunnels, whatever these are called', asy
   const encoded = /-EncodedCommand (\S+)$/.exec(task.action.argument)?.[1] ?? ''
   const text = Buffer.from(encoded, 'base64').toString('utf16le')
   for (
-    const part of ['--socks=192.168.56.191:1080', '--only=', 'corp.example', '--for=', '--tunnels=']
+    const part of [
+      '--socks=192.168.56.191:1080',
+      '--only=',
+      'corp.example',
+      '--for=',
+      '--tunnels=',
+      '--user=me',
+      '--credential=manager:the proxy',
+    ]
   ) {
     assert.ok(text.includes(part), `${part} in ${text}`)
+  }
+  for (const credential of ['prompt', 'stdin', 'xyzzy', undefined]) {
+    const wanted = { network: ['Office'], socks: '192.168.56.191:1080', user: 'me' }
+    await assert.rejects(scheduleIntranet({ ...wanted, credential }, host.ps), {
+      message: 'Cannot schedule with a password that nobody is there to type: it is env:NAME or ' +
+        'manager:TARGET. Run again with --credential manager:TARGET',
+    })
   }
 })
 
