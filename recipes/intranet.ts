@@ -114,11 +114,13 @@ export async function intranet(
       if (result.changed && !dryRun) await settled(options, account)
       const { http, socks, for: programs, only, home, tunnels: config } = options
       const proxies = { http, socks, for: programs, only, home, keep, dryRun }
-      const used = http === undefined && socks === undefined ? undefined : await useProxy(proxies)
       const up = config === undefined
         ? undefined
-        : await tunnelsUp({ config, state: folder, dryRun }).catch(async (error) => {
-          if (used?.changed) await undoUseProxy({ keep })
+        : await tunnelsUp({ config, state: folder, dryRun })
+      const used = (http ?? socks) === undefined
+        ? undefined
+        : await useProxy(proxies).catch(async (error) => {
+          if (up?.changed) await tunnelsDown({ state: folder, dryRun })
           throw error
         })
       const all = together(result, used, up)

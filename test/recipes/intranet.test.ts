@@ -324,6 +324,13 @@ test('turns the whole intranet on and off: adapter, proxies, settings and tunnel
     assert.equal(on.tunnels?.[0]?.name, 'db')
     assert.equal((await turn({ state: 'on', ...options })).changed, false)
     assert.deepEqual((await turn({ state: 'status', folder: options.folder })).tunnels, on.tunnels)
+    // a later call that fails leaves what this one has set
+    const set = await gitconfig()
+    await fs.writeJson(config, { tunnels: [{ ...tunnel, via: ['ssh://nobody@127.0.0.1:1'] }] })
+    const other = { ...options, only: ['corp.example'] }
+    await assert.rejects(turn({ state: 'on', ...other }), /Cannot keep the tunnels of /)
+    assert.deepEqual([await gitconfig(), await shared()], [set, false])
+    await fs.writeJson(config, { tunnels: [tunnel] })
     const off = await turn({ state: 'off', folder: options.folder })
     assert.deepEqual([off.changed, off.intranet, off.settings?.[0]?.state], [
       true,
@@ -338,12 +345,15 @@ test('turns the whole intranet on and off: adapter, proxies, settings and tunnel
     await fs.writeJson(config, { tunnels: [{ ...tunnel, via: ['ssh://nobody@127.0.0.1:1'] }] })
     await assert.rejects(turn({ state: 'on', ...options }), /Cannot keep the tunnels of /)
     assert.deepEqual([await gitconfig(), await shared()], [before, true])
+    await fs.writeJson(config, { tunnels: [tunnel] })
     await fs.outputFile(join(home, '.docker', 'config.json'), '{ broken')
     await assert.rejects(
       turn({ state: 'on', ...options, for: ['git', 'docker'] }),
       /Cannot set Docker’s proxy/,
     )
     assert.deepEqual([await gitconfig(), await shared()], [before, true])
+    const now = await turn({ state: 'status', folder: options.folder })
+    assert.equal(now.tunnels, undefined)
     const state = await host.text()
     await assert.rejects(turn({ state: 'on', ...options, socks: '127.0.0.1:1' }), {
       message:
