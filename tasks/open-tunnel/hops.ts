@@ -6,7 +6,7 @@ import { setImmediate } from 'node:timers/promises'
 import { domainToASCII } from 'node:url'
 import { SocksClient } from 'socks'
 import type { Algorithms, Client, ClientChannel } from 'ssh2'
-import type { Secret } from '../task.ts'
+import { type Secret, withoutPassword } from '../task.ts'
 import { signIn } from './credentials.ts'
 import { fingerprint, hostName, judge, knownKeys, remember } from './known-hosts.ts'
 import ssh2 from './ssh2.ts'
@@ -81,9 +81,8 @@ export function parseEndpoint(text: string, what: string, port?: number): Endpoi
 export function parseHop(text: string, index: number): Hop {
   const wrong = (why: string) =>
     new TypeError(
-      `Cannot take ${JSON.stringify(text.replace(/:(?!\/\/)[^]*@/, ':...@'))} as hop ${
-        index + 1
-      }: ${why}. ` + 'Example: --via socks5://192.168.56.191:1080 --via ssh://me@jump.intranet',
+      `Cannot take ${JSON.stringify(withoutPassword(text))} as hop ${index + 1}: ${why}. ` +
+        'Example: --via socks5://192.168.56.191:1080 --via ssh://me@jump.intranet',
     )
   const [, scheme, account, place = '', query = ''] =
     /^(socks5h?|ssh):\/\/(?:([^@/?#]*)@)?([^/?#@]+)\/?(?:\?([^#]*))?$/i.exec(text) ?? []
