@@ -324,7 +324,7 @@ async function share(
           Set-VMSwitch -VMSwitch $vSwitch -AllowManagementOS $false
           throw
         }
-        [IO.File]::Delete($file)
+        if ([IO.File]::Exists($file)) { [IO.File]::Delete($file) }
       } else {
         own $folder
         $keep = ConvertTo-Json -Compress -Depth 5 $before.network

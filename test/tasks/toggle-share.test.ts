@@ -129,6 +129,12 @@ test('takes the host off the switch, and puts it back', async () => {
   assert.equal((await hostSide()).dhcp, true)
 })
 
+test('shares a switch that was never off, and leaves no folder', async () => {
+  await given`$null = New-VMSwitch -Name 桥接 -NetAdapterName Wi-Fi -AllowManagementOS $false`
+  assert.equal((await toggle({ state: 'on' })).changed, true)
+  assert.equal(await fs.pathExists(String(host.env.ProgramData)), false)
+})
+
 test('does nothing when it is so', async () => {
   await external()
   const text = await host.text()
