@@ -71,7 +71,9 @@ export function readGuard<
  * What is tested on the host, until three quarters of `revertAfter` are over at most: every default gateway
  * that answered before answers, on whichever adapter, the DNS servers are there again, and those answer that
  * did. Where the answer's `shared` says that the host gives its adapter up, this holds for the gateways of its
- * other adapters. A change that fails and does not put all back itself is taken back at once.
+ * other adapters. Who is connected by SSH or Remote Desktop keeps the address, or another way in: a run at the
+ * host itself would confirm its change from within. A change that fails and does not put all back itself is
+ * taken back at once.
  */
 export async function guarded<R extends { changed: boolean; notes: string[] }>(
   { subject, run, undo }: Guarded<R>,
@@ -291,6 +293,20 @@ function answers($probe) {
     $_.Exception.InnerException -is [Net.WebException] -and $null -ne $_.Exception.InnerException.Response
   }
 }
+# who came by an address that the host has no more, and has no other way in
+function cut {
+  $all = @(Get-NetIPAddress)
+  $own = @($all | Where-Object { [string]$_.AddressState -in 'Preferred', 'Deprecated' } | ForEach-Object { ([string]$_.IPAddress).Split('%')[0] })
+  $gone = @($sessions | Where-Object { $_ -notin $own })
+  if ($gone.Count -eq 0) { return }
+  # by another network adapter: not by a loopback, not by a switch that leads nowhere outside
+  $externals = @(Get-VMSwitch | Where-Object { [string]$_.SwitchType -eq 'External' } | ForEach-Object { [string]$_.Id })
+  $inside = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { [string]$_.SwitchId -notin $externals } | ForEach-Object { [string]$_.DeviceId })
+  $outside = @(Get-NetAdapter | Where-Object { [string]$_.Status -eq 'Up' -and [string]$_.DeviceID -notin $inside } | ForEach-Object { $_.InterfaceIndex })
+  $ways = @($all | Where-Object { $_.InterfaceIndex -in $outside -and [string]$_.AddressFamily -eq 'IPv4' -and [string]$_.IPAddress -notlike '169.254.*' -and [string]$_.AddressState -eq 'Preferred' })
+  if ($ways.Count -gt 0) { return }
+  foreach ($address in $gone) { "somebody is connected by $address, which the host has no more" }
+}
 # what is not as it was, in words
 function lost {
   $now = @(gateways)
@@ -353,6 +369,10 @@ $armed = [bool]$asked.changed
 if ($armed) {
   $keeps = $null -eq $asked.shared -or $asked.shared
   $before = @{ gateways = @(gateways); servers = @(servers); naming = @(if ($keeps) { naming }) }
+  # the host's addresses that somebody is connected by, whoever runs this among them
+  $mine = @(Get-NetIPAddress | ForEach-Object { ([string]$_.IPAddress).Split('%')[0] })
+  $by = @(([string]$env:SSH_CONNECTION).Split(' ')[2]) + @(Get-NetTCPConnection | Where-Object { [string]$_.State -eq 'Established' -and $_.LocalPort -in 22, 3389 } | ForEach-Object { [string]$_.LocalAddress })
+  $sessions = @($by | Where-Object { $_ } | ForEach-Object { $_.Split('%')[0] } | Where-Object { $_ -in $mine } | Select-Object -Unique)
   $lines = @(
     'param([switch]$Now, [string]$Why = ''which nobody confirmed'')'
     '$subject = ' + (quoted $subject)
@@ -390,10 +410,20 @@ if ($armed) {
     [IO.File]::Delete("$stem.ps1")
     throw $failure
   }
-  while (($lost = @(lost)).Count -gt 0 -and $clock.Elapsed.TotalSeconds -lt 0.75 * $seconds) { Start-Sleep -Milliseconds 250 }
+  $tested = [Diagnostics.Stopwatch]::StartNew()
+  while ($true) {
+    $cut = @(cut)
+    $lost = $cut + @(lost)
+    # an address that goes with sharing does not come again, but for that of an adapter that is free again
+    $hopeless = $cut.Count -gt 0 -and -not $keeps -and $tested.Elapsed.TotalSeconds -gt 5
+    if ($lost.Count -eq 0 -or $hopeless -or $clock.Elapsed.TotalSeconds -gt 0.75 * $seconds) { break }
+    Start-Sleep -Milliseconds 250
+  }
   if ($lost.Count -gt 0) {
     try { & ([ScriptBlock]::Create([IO.File]::ReadAllText("$stem.ps1"))) -Now -Why 'which was tested and failed' } catch { throw "Cannot keep the change of $($subject), nor take it back: after it $($lost -join ', '), and then: $($_.Exception.Message). The host tries again when it starts, or run: Start-ScheduledTask -TaskName $(quoted $task)" }
-    throw "Cannot keep the change of $($subject), and took it back: after it $($lost -join ', '). Mend that, or do without the test. Run again with: --no-guard"
+    $then = 'Mend that, or do without the test. Run again with: --no-guard'
+    if ($cut.Count -gt 0) { $then = 'Run it at the host itself' }
+    throw "Cannot keep the change of $($subject), and took it back: after it $($lost -join ', '). $then"
   }
 }
 '{"result":' + $answer + ',"armed":' + (ConvertTo-Json $armed) + ',"told":' + (ConvertTo-Json -Compress -InputObject @($told)) + '}'`

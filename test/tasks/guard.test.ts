@@ -173,6 +173,47 @@ needs(guard, 'pwsh', 'sshd')(
   },
 )
 
+const connected = (local: string) =>
+  host.change((state) => state.connections = [{ local, remote: '10.20.9.9:50123' }])
+const CUT = 'after it somebody is connected by 10.20.30.40, which the host has no more. ' +
+  'Run it at the host itself'
+
+test('pain 18: takes the change back that cuts off who is connected, though the host itself confirms it', async () => {
+  const taken = {
+    message: `Cannot keep the change of the external switch, and took it back: ${CUT}`,
+  }
+  await connected('10.20.30.40:3389')
+  const began = performance.now()
+  // long before the host would by itself
+  await assert.rejects(off({ revertAfter: 60 }), taken)
+  assert.ok(performance.now() - began < 30_000)
+  assert.deepEqual([await shared(), await traces()], [true, []])
+  // who runs it over SSH is connected, whatever the list says
+  await connected('10.20.30.40:80')
+  await host.ps`$env:SSH_CONNECTION = '10.20.9.9 50123 10.20.30.40 22'`
+  try {
+    await assert.rejects(off({ revertAfter: 5 }), taken)
+  } finally {
+    await host.ps`$env:SSH_CONNECTION = $null`
+  }
+  assert.equal(await shared(), true)
+})
+
+test('lets go who has another way in, or the same address again', async () => {
+  await host.ps`Get-VMSwitch -SwitchType External | Remove-VMSwitch -Force`
+  await connected('10.20.30.40:3389')
+  const wanted = { switch: '桥接', type: 'external', adapter: 'Wi-Fi' } as const
+  assert.equal((await createSwitch(wanted, host.ps)).changed, true)
+  await host.change((state) => {
+    const cable = state.adapters.find(({ name }: { name: string }) => name === 'Ethernet')
+    cable.status = 'Up'
+    const { ifIndex } = cable
+    const own = state.addresses.find((one: { ifIndex: number }) => one.ifIndex === ifIndex)
+    own.address = '192.168.1.5'
+  })
+  assert.deepEqual((await off()).changed, true)
+})
+
 test('takes the change back by the clock when nothing waited for that', async () => {
   await assert.rejects(off({ revertAfter: 3600 }, dying()), ConnectionError)
   await pass(3601)
