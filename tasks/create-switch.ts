@@ -494,11 +494,12 @@ async function make(
       }
     }
     # the gateways that answer; the guard looks for itself
+    $heard = 'Reachable', 'Stale', 'Delay', 'Probe', 'Permanent'
     function answering {
       foreach ($route in @(Get-NetRoute | Where-Object { $_.DestinationPrefix -eq '0.0.0.0/0' -and $_.NextHop -ne '0.0.0.0' -and ($shared -or $_.InterfaceIndex -notin $touched) })) {
         # a router answers who has its address, whatever else it keeps to itself
         try { $null = (New-Object Net.Sockets.UdpClient).Send([byte[]]@(0), 1, $route.NextHop, 9) } catch { Write-Verbose $_ }
-        Get-NetNeighbor | Where-Object { $_.IPAddress -eq $route.NextHop -and [string]$_.State -in 'Reachable', 'Stale', 'Delay', 'Probe', 'Permanent' } | Select-Object -First 1 | ForEach-Object { [string]$_.IPAddress }
+        Get-NetNeighbor | Where-Object { $_.IPAddress -eq $route.NextHop -and [string]$_.State -in $heard } | Select-Object -First 1 | ForEach-Object { [string]$_.IPAddress }
       }
     }
 
@@ -546,6 +547,11 @@ async function make(
         throw $failure
       }
       if ($answered.Count -gt 0) {
+        # Windows goes on to know a neighbour that is silent, and asks anew for one that is removed (see guard.ts)
+        try {
+          Get-NetNeighbor | Where-Object { $_.IPAddress -in $answered -and [string]$_.State -ne 'Permanent' } | Remove-NetNeighbor -Confirm:$false
+          $heard = 'Reachable', 'Permanent'
+        } catch { Write-Verbose $_ }
         for ($wait = 0; $wait -lt 60; $wait++) {
           $now = @(answering)
           $lost = @($answered | Where-Object { $_ -notin $now })

@@ -244,11 +244,13 @@ function put($path, $text) {
     $file.Flush($true)
   } finally { $file.Dispose() }
 }
+# how a neighbour is known that answers, or did
+$heard = 'Reachable', 'Stale', 'Delay', 'Probe', 'Permanent'
 function gateways {
   foreach ($route in @(Get-NetRoute | Where-Object { $_.DestinationPrefix -eq '0.0.0.0/0' -and $_.NextHop -ne '0.0.0.0' })) {
     # a router answers who has its address, whatever else it keeps to itself
     try { $null = (New-Object Net.Sockets.UdpClient).Send([byte[]]@(0), 1, $route.NextHop, 9) } catch { Write-Verbose $_ }
-    $known = @(Get-NetNeighbor | Where-Object { $_.IPAddress -eq $route.NextHop -and $_.InterfaceIndex -eq $route.InterfaceIndex -and [string]$_.State -in 'Reachable', 'Stale', 'Delay', 'Probe', 'Permanent' })
+    $known = @(Get-NetNeighbor | Where-Object { $_.IPAddress -eq $route.NextHop -and $_.InterfaceIndex -eq $route.InterfaceIndex -and [string]$_.State -in $heard })
     if ($known.Count -gt 0) { [pscustomobject]@{ hop = [string]$route.NextHop; index = [int]$route.InterfaceIndex } }
   }
 }
@@ -410,6 +412,13 @@ if ($armed) {
     [IO.File]::Delete("$stem.ps1")
     throw $failure
   }
+  # what was heard before, or while the change was made, is asked anew: Windows goes on to know a neighbour that is
+  # silent. One that is removed it asks for at the next packet, and knows within a second (assumption)
+  $hops = @($before.gateways | ForEach-Object { $_.hop })
+  try {
+    Get-NetNeighbor | Where-Object { $_.IPAddress -in $hops -and [string]$_.State -ne 'Permanent' } | Remove-NetNeighbor -Confirm:$false
+    $heard = 'Reachable', 'Permanent'
+  } catch { Write-Verbose $_ }
   $tested = [Diagnostics.Stopwatch]::StartNew()
   while ($true) {
     $cut = @(cut)

@@ -759,6 +759,11 @@ test('pain 17: turns off on Wi-Fi what makes uploads crawl there', async () => {
   assert.equal(await lso(), 'True')
 })
 
+test('says without the guard too that nobody answers in another VLAN', async () => {
+  const { notes } = await createSwitch({ ...onWifi, vlan: 999, guard: false }, host.ps)
+  assert.match(notes.join(), /The gateway 10\.20\.0\.1 answered before the change/)
+})
+
 test('pain 17: says without the guard too that a gateway does not answer any more', async () => {
   await host.change((state) => state.adapters[0].network.refusesBridge = true)
   await given`function global:Start-Sleep { }`

@@ -375,6 +375,22 @@ test('clears away what is left of guards: a file cut off while it was written, a
   }
 })
 
+test('asks gateways anew: one that Windows knows from before does not answer in another VLAN', async () => {
+  await host.ps`Get-VMSwitch -SwitchType External | Remove-VMSwitch -Force`
+  const wanted = { switch: '桥接', type: 'external', adapter: 'Wi-Fi' } as const
+  await assert.rejects(createSwitch({ ...wanted, vlan: 999, revertAfter: 5 }, host.ps), {
+    message:
+      'Cannot keep the change of the switch "桥接", and took it back: after it the gateway ' +
+      '10.20.0.1 does not answer. Mend that, or do without the test. Run again with: --no-guard',
+  })
+  await host.change((state) => state.adapters[0].network.vlan = 999)
+  assert.equal((await createSwitch({ ...wanted, vlan: 999 }, host.ps)).changed, true)
+  // who may not have them asked anew takes what is known
+  const error = { id: 'Windows System Error 5', message: 'Access is denied' }
+  await host.change((state) => state.faults = [{ cmdlet: 'Remove-NetNeighbor', error }])
+  assert.equal((await createSwitch({ ...wanted, vlan: 0 }, host.ps)).changed, true)
+})
+
 test('takes a change back after which a DNS server that answered does not', async () => {
   // sockets are not simulated: a server answers while the Wi-Fi adapter is its network's own
   await host.ps`
