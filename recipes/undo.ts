@@ -108,6 +108,7 @@ export async function undo(
   const host = asked !== undefined && steps.length > 0 ? open(asked) : undefined
   let left = steps.length
   let restart = false
+  const told: string[] = []
   /** VMs for which Hyper-V stays on. */
   let vms: string[] = []
   const list = new Listr<object, 'default' | 'silent'>(
@@ -129,6 +130,7 @@ export async function undo(
           if (begun && step.task === 'create-switch') await undoPending(ps)
           const found = result ?? (begun && await findOut(await placed(step), begun, { ps }))
           const answer = found && await takeBack(step.task, found, { ps, guard })
+          told.push(...(answer as { notes?: string[] } | undefined)?.notes ?? [])
           if (step.task === 'enable-hyperv' && answer) {
             const turned = answer as Awaited<ReturnType<typeof undoEnableHyperV>>
             restart = turned.restartNeeded
@@ -162,6 +164,7 @@ export async function undo(
       await record(journal.file, { entry: 'end', outcome: 'undone' })
     }
   } finally {
+    for (const text of told) screen({ event: 'note', text })
     await host?.close()
     await release()
   }

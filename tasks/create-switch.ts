@@ -128,7 +128,9 @@ export async function createSwitch(
   // the others take nothing from the host
   if (type !== 'external') return await run(ps, dryRun)
   const subject = `the switch "${name}"`
-  return await guarded({ subject, run, undo: undoCreateSwitch }, guard, dryRun, ps)
+  const undo = (done: CreateSwitchResult, ps: typeof powershell) =>
+    back(done, { redo: false, guard: true, dryRun: false }, ps)
+  return await guarded({ subject, run, undo }, guard, dryRun, ps)
 }
 
 /**
@@ -283,6 +285,22 @@ async function make(
       $below = $all | Where-Object { $top -and $_.HardwareInterface -and $_.MacAddress -eq $top.MacAddress } | Select-Object -First 1
       if ($below) { $below } else { $top }
     }
+    # whoever came by these adapters alone would be cut off, for seconds or for good
+    function keepIn($name, $hostCards, $stays) {
+      if ($guard) { return }
+      $touched = @($hostCards | ForEach-Object { $_.InterfaceIndex })
+      $mine = @(Get-NetIPAddress | Where-Object { $_.InterfaceIndex -in $touched } | ForEach-Object { ([string]$_.IPAddress).Split('%')[0] })
+      $by = @(([string]$env:SSH_CONNECTION).Split(' ')[2]) + @(Get-NetTCPConnection | Where-Object { [string]$_.State -eq 'Established' -and $_.LocalPort -in 22, 3389 } | ForEach-Object { [string]$_.LocalAddress })
+      $cut = @($by | Where-Object { $_ } | ForEach-Object { $_.Split('%')[0] } | Where-Object { $_ -in $mine } | Select-Object -First 1)
+      if ($cut.Count -eq 0) { return }
+      $inside = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { $port = $_; @(Get-VMSwitch | Where-Object { [string]$_.Id -eq [string]$port.SwitchId -and [string]$_.SwitchType -eq 'External' }).Count -eq 0 } | ForEach-Object { [string]$_.DeviceId })
+      $outside = @(Get-NetAdapter | Where-Object { [string]$_.Status -eq 'Up' -and [string]$_.DeviceID -notin $inside -and $_.InterfaceIndex -notin $touched } | ForEach-Object { $_.InterfaceIndex })
+      $ways = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -in $outside -and [string]$_.IPAddress -notlike '169.254.*' -and [string]$_.AddressState -eq 'Preferred' })
+      if ($ways.Count -gt 0) { return }
+      $then = ''
+      if ($stays) { $then = ', or under the guard: without --no-guard, or from elsewhere with --host ssh://HOST' }
+      throw "Cannot change the switch ""$name"": somebody is connected to the host by its address $($cut[0]) on ""$(@($hostCards)[0].Name)"", and there is no other way in. Run it at the host itself$then"
+    }
     # uploads crawl with it behind a switch on Wi-Fi
     function offload($card) {
       $lso = Get-NetAdapterLso | Where-Object { $_.Name -eq $card.Name }
@@ -335,6 +353,9 @@ async function make(
         $id = [string]$vSwitch.Id
         $users = @(Get-VMNetworkAdapter -All | Where-Object { [string]$_.SwitchId -eq $id -and -not $_.IsManagementOs } | ForEach-Object { '"' + $_.VMName + '"' })
         if ($users.Count -gt 0) { throw "Cannot remove the switch ""$($vSwitch.Name)"": the VM $($users -join ', ') is on it. Run: Get-VMNetworkAdapter -All | Where-Object SwitchId -eq $id | Disconnect-VMNetworkAdapter" }
+      }
+      if ($answer.changed -and [string]$vSwitch.SwitchType -eq 'External') {
+        keepIn $vSwitch.Name (@(vEthernet $vSwitch) + @(Get-NetAdapter | Where-Object { $moves -and $_.InterfaceDescription -eq $before.adapter })) $answer.shared
       }
       if ($answer.changed -and -not $dryRun) {
         # one that is gone, as one that was unplugged, takes no settings, and no switch
@@ -475,18 +496,7 @@ async function make(
     }
     if ($hostCards.Count -gt 0) {
       $touched = @($hostCards | ForEach-Object { $_.InterfaceIndex })
-      if (-not $guard) {
-        # whoever came by these adapters alone would be cut off, for seconds or for good
-        $mine = @(Get-NetIPAddress | Where-Object { $_.InterfaceIndex -in $touched } | ForEach-Object { ([string]$_.IPAddress).Split('%')[0] })
-        $by = @(([string]$env:SSH_CONNECTION).Split(' ')[2]) + @(Get-NetTCPConnection | Where-Object { [string]$_.State -eq 'Established' -and $_.LocalPort -in 22, 3389 } | ForEach-Object { [string]$_.LocalAddress })
-        $cut = @($by | Where-Object { $_ } | ForEach-Object { $_.Split('%')[0] } | Where-Object { $_ -in $mine } | Select-Object -First 1)
-        $inside = @(Get-VMNetworkAdapter -ManagementOS | Where-Object { $port = $_; @(Get-VMSwitch | Where-Object { [string]$_.Id -eq [string]$port.SwitchId -and [string]$_.SwitchType -eq 'External' }).Count -eq 0 } | ForEach-Object { [string]$_.DeviceId })
-        $outside = @(Get-NetAdapter | Where-Object { [string]$_.Status -eq 'Up' -and [string]$_.DeviceID -notin $inside -and $_.InterfaceIndex -notin $touched } | ForEach-Object { $_.InterfaceIndex })
-        $ways = @(Get-NetIPAddress -AddressFamily IPv4 | Where-Object { $_.InterfaceIndex -in $outside -and [string]$_.IPAddress -notlike '169.254.*' -and [string]$_.AddressState -eq 'Preferred' })
-        if ($cut.Count -gt 0 -and $ways.Count -eq 0) {
-          throw "Cannot change the switch ""$name"": somebody is connected to the host by its address $($cut[0]) on ""$($hostCards[0].Name)"", and there is no other way in. Run it at the host itself, or under the guard: without --no-guard, or from elsewhere with --host ssh://HOST"
-        }
-      }
+      keepIn $name $hostCards $shared
       if (-not $shared) {
         $routes = @(Get-NetRoute | Where-Object { $_.DestinationPrefix -eq '0.0.0.0/0' })
         $others = @($routes | Where-Object { $_.InterfaceIndex -notin $touched })
@@ -575,27 +585,32 @@ async function make(
 /**
  * Removes the switch that {@link createSwitch} made, or puts its network adapter, sharing and VLAN back,
  * and gives the host the settings that it had. Refuses while a VM is on a switch that it is to remove.
- * Under the guard what cuts the host off is done again; a switch that was removed has a new id then.
+ * Under the guard what cuts the host off is done again; a switch that was removed has a new id then. Without
+ * it refuses what would. The notes say what is worth knowing.
  */
 export async function undoCreateSwitch(
   result: CreateSwitchResult,
   ps = powershell,
   guard: GuardOptions = { guard: false },
-): Promise<void> {
-  if (!result.changed || result.id === null) return
+): Promise<{ notes: string[] }> {
+  if (!result.changed || result.id === null) return { notes: [] }
+  const run = (ps: typeof powershell, dryRun: boolean) =>
+    back(result, { redo: false, guard: guard.guard ?? true, dryRun }, ps)
+  if (result.type !== 'external') return { notes: (await run(ps, false)).notes }
+  const subject = `the switch "${result.switch}"`
+  const undo = (undone: CreateSwitchResult, ps: typeof powershell) =>
+    back(undone, { redo: true, guard: true, dryRun: false }, ps)
+  const { notes } = await guarded({ subject, run, undo }, guard, false, ps)
+  return { notes }
+}
+
+function back(
+  result: CreateSwitchResult,
+  how: { redo: boolean; guard: boolean; dryRun: boolean },
+  ps: typeof powershell,
+): Promise<CreateSwitchResult> {
   const nothing = { name: null, type: null, adapter: undefined, share: undefined, vlan: undefined }
-  const take = (done: string, redo: boolean, ps: typeof powershell, dryRun: boolean) =>
-    make({ done, redo, ...nothing, guard: false, dryRun }, ps)
-  const done = JSON.stringify(result)
-  if (result.type !== 'external') await take(done, false, ps, false)
-  else {
-    const subject = `the switch "${result.switch}"`
-    const run = (ps: typeof powershell, dryRun: boolean) => take(done, false, ps, dryRun)
-    const undo = async (undone: CreateSwitchResult, ps: typeof powershell) => {
-      await take(JSON.stringify(undone), true, ps, false)
-    }
-    await guarded({ subject, run, undo }, guard, false, ps)
-  }
+  return make({ done: JSON.stringify(result), ...nothing, ...how }, ps)
 }
 
 await hostCommand(

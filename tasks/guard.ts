@@ -29,7 +29,7 @@ export interface Guarded<R> {
   /** Runs one script, the same with and without `dryRun` but for that. */
   run: (ps: PowerShell, dryRun: boolean) => Promise<R>
   /** Runs one script that begins with `$done = ${JSON.stringify(result)}` and has the result from there. */
-  undo: (result: R, ps: PowerShell) => Promise<void>
+  undo: (result: R, ps: PowerShell) => Promise<unknown>
 }
 
 /** The options of a guarded task's command. {@link readGuard} reads them. */
@@ -82,7 +82,13 @@ export async function guarded<R extends { changed: boolean; notes: string[] }>(
   ps: PowerShell,
 ): Promise<R> {
   checkGuard({ revertAfter, probe })
-  if (dryRun || !guard) return await run(ps, dryRun)
+  if (dryRun) return await run(ps, true)
+  if (!guard) {
+    // a guard of before would take back this change too, in its time
+    await undoPending(ps)
+    const result = await run(ps, false)
+    return { ...result, notes: [...await tell(ps), ...result.notes] }
+  }
   const token = randomBytes(6).toString('hex')
   const asking = await recorded((ps) => run(ps, true))
   const changing = await recorded((ps) => run(ps, false))
@@ -126,6 +132,12 @@ export async function guarded<R extends { changed: boolean; notes: string[] }>(
 export async function undoPending(ps: PowerShell): Promise<void> {
   await before(UNDO_PENDING, ps)`
     $end = ${END}`
+}
+
+/** What guards had to take back and nobody was told of. */
+async function tell(ps: PowerShell): Promise<string[]> {
+  const { stdout } = await before(TELL, ps)``
+  return JSON.parse(stdout)
 }
 
 function checkGuard({ revertAfter = 60, probe = [] }: GuardOptions): void {
@@ -229,6 +241,30 @@ function before(text: string, ps: PowerShell): PowerShell {
     return ps(Object.assign(whole, { raw: whole }), ...values)
   }
 }
+
+/** What the log in `$folder` says, in words. */
+const TOLD = `
+$told = @()
+$log = [IO.Path]::Combine($folder, 'guard.log')
+if ([IO.File]::Exists($log)) {
+  foreach ($line in [IO.File]::ReadAllLines($log)) {
+    $entry = ConvertFrom-Json $line
+    if ($entry.failure) { $told += "At $($entry.at) the host could not take back the change of $($entry.subject): $($entry.failure)" }
+    else { $told += "At $($entry.at) the host took back the change of $($entry.subject), $($entry.why)" }
+  }
+}`
+
+/** Puts the log away, once it is sure to be told: what fails before tells nothing, and the next run does. */
+const FORGET = `
+$log = [IO.Path]::Combine($folder, 'guard.log')
+if ([IO.File]::Exists($log)) {
+  [IO.File]::AppendAllText([IO.Path]::Combine($folder, 'guard-told.log'), [IO.File]::ReadAllText($log))
+  [IO.File]::Delete($log)
+}`
+
+const TELL = `
+$folder = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv')${TOLD}${FORGET}
+ConvertTo-Json -Compress -InputObject @($told)`
 
 /** Makes the change and tests the network, with the values that {@link change} gives it. */
 const CHANGE = `
@@ -353,18 +389,6 @@ foreach ($pending in [IO.Directory]::GetFiles($folder, 'guard-*.ps1')) {
   [IO.File]::Delete([IO.Path]::ChangeExtension($pending, 'armed'))
   [IO.File]::Delete($pending)
 }
-$told = @()
-$log = [IO.Path]::Combine($folder, 'guard.log')
-if ([IO.File]::Exists($log)) {
-  foreach ($line in [IO.File]::ReadAllLines($log)) {
-    $entry = ConvertFrom-Json $line
-    if ($entry.failure) { $told += "At $($entry.at) the host could not take back the change of $($entry.subject): $($entry.failure)" }
-    else { $told += "At $($entry.at) the host took back the change of $($entry.subject), $($entry.why)" }
-  }
-  [IO.File]::AppendAllText([IO.Path]::Combine($folder, 'guard-told.log'), [IO.File]::ReadAllText($log))
-  [IO.File]::Delete($log)
-}
-
 $answer = run $asking
 $asked = ConvertFrom-Json $answer
 $armed = [bool]$asked.changed
@@ -383,6 +407,8 @@ if ($armed) {
     '$began = ' + [Diagnostics.Stopwatch]::GetTimestamp()
     '$undo = {'
     '$done = ' + (quoted $answer)
+    # by this the undo of a bundle knows that the guard asks for it (see recipes/run/deploy.ts)
+    '$theGuard = $true'
     $undoing
     '}'
     $reverting
@@ -435,6 +461,9 @@ if ($armed) {
     throw "Cannot keep the change of $($subject), and took it back: after it $($lost -join ', '). $then"
   }
 }
+${TOLD}
+if (-not $armed) {${FORGET}
+}
 '{"result":' + $answer + ',"armed":' + (ConvertTo-Json $armed) + ',"told":' + (ConvertTo-Json -Compress -InputObject @($told)) + '}'`
 
 /** Of the guard that `$token` names. */
@@ -455,16 +484,22 @@ try {
   }
 } catch { if (Get-ScheduledTask -TaskName "$task*") { throw } }
 [IO.File]::Delete("$stem.ps1")
-[IO.File]::Delete("$stem.confirmed")
+[IO.File]::Delete("$stem.confirmed")${FORGET}
 'true'`
 
 const UNDO_PENDING = `
 $folder = [IO.Path]::Combine($env:ProgramData, 'vbox-to-hyperv')
 if (-not [IO.Directory]::Exists($folder)) { return }
-foreach ($pending in [IO.Directory]::GetFiles($folder, 'guard-*.ps1')) {
+# an administrator of Hyper-V alone may not look there, and may do without the guard what needs no more rights
+try { $files = [IO.Directory]::GetFiles($folder, 'guard-*.ps1') } catch [UnauthorizedAccessException] { return }
+foreach ($pending in $files) {
   $text = [IO.File]::ReadAllText($pending)
   # one that is not whole goes with the next change: nothing was changed under it
-  if ($text.EndsWith($end, 'Ordinal')) { & ([ScriptBlock]::Create($text)) -Now }
+  if (-not $text.EndsWith($end, 'Ordinal')) { continue }
+  try { & ([ScriptBlock]::Create($text)) -Now } catch {
+    $left = [Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent([IO.Path]::ChangeExtension($pending, '*'))
+    throw "Cannot take back an earlier change that nobody confirmed: $($_.Exception.Message). Mend that and run again, or leave the change as it is: Remove-Item -Path '$left'"
+  }
 }`
 
 /** The last line of a guard's file, by which it is known to be there whole. */

@@ -566,8 +566,14 @@ export async function hostCommand<T extends object>(
       if (takeBack === undefined || file === undefined) return await run(given as T, ps)
       const answer = await readAnswer(file)
       const { changed, before = null } = answer
-      if (changed && !given.dryRun) await takeBack(answer, ps, given as T)
-      return { undone: changed && !given.dryRun, changed, before }
+      const told = changed && !given.dryRun ? await takeBack(answer, ps, given as T) : undefined
+      const { notes } = (told ?? {}) as { notes?: string[] }
+      return {
+        undone: changed && !given.dryRun,
+        changed,
+        before,
+        ...(notes?.length && { notes }),
+      }
     } finally {
       await opened?.close()
     }

@@ -64,7 +64,7 @@ export interface ToggleShareResult {
  * hand, as routers give the rest again.
  *
  * Without the guard it refuses to cut off a session over SSH or Remote Desktop that comes by this
- * adapter, while there is no other way in (Justsenger/ExHyperV#274).
+ * adapter, while there is no other way in (Justsenger/ExHyperV#274). So does its undo.
  */
 export async function toggleShare(
   { state, switch: name, dryRun = false, ...guard }: ToggleShareOptions,
@@ -80,30 +80,36 @@ export async function toggleShare(
   const run = (ps: typeof powershell, dryRun: boolean) =>
     share({ done: null, name: name ?? null, state, guard: guard.guard ?? true, dryRun }, ps)
   if (state === 'status') return await run(ps, dryRun)
-  return await guarded({ subject, run, undo: undoToggleShare }, guard, dryRun, ps)
+  const undo = (done: ToggleShareResult, ps: typeof powershell) => back(done, true, false, ps)
+  return await guarded({ subject, run, undo }, guard, dryRun, ps)
 }
 
 /**
  * Puts back what {@link toggleShare} changed, with the settings that the host had on the switch. Under the
- * guard what cuts the host off is done again.
+ * guard what cuts the host off is done again. The notes say what is worth knowing.
  */
 export async function undoToggleShare(
   result: ToggleShareResult,
   ps = powershell,
   guard: GuardOptions = { guard: false },
-): Promise<void> {
-  if (!result.changed) return
-  const back = (result: ToggleShareResult, ps: typeof powershell, dryRun: boolean) =>
-    share(
-      { done: JSON.stringify(result), name: null, state: 'status', guard: true, dryRun },
-      ps,
-    )
+): Promise<{ notes: string[] }> {
+  if (!result.changed) return { notes: [] }
   const subject = `the switch "${result.switch}"`
-  const run = (ps: typeof powershell, dryRun: boolean) => back(result, ps, dryRun)
-  const undo = async (undone: ToggleShareResult, ps: typeof powershell) => {
-    await back(undone, ps, false)
-  }
-  await guarded({ subject, run, undo }, guard, false, ps)
+  const run = (ps: typeof powershell, dryRun: boolean) =>
+    back(result, guard.guard ?? true, dryRun, ps)
+  const undo = (undone: ToggleShareResult, ps: typeof powershell) => back(undone, true, false, ps)
+  const { notes } = await guarded({ subject, run, undo }, guard, false, ps)
+  return { notes }
+}
+
+function back(
+  result: ToggleShareResult,
+  guard: boolean,
+  dryRun: boolean,
+  ps: typeof powershell,
+): Promise<ToggleShareResult> {
+  const done = JSON.stringify(result)
+  return share({ done, name: null, state: 'status', guard, dryRun }, ps)
 }
 
 function checkName(name: string | undefined): void {
@@ -306,7 +312,7 @@ async function share(
       if ($ways.Count -eq 0) {
         $notes += "The host is offline while the switch ""$name"" is not shared: it has no other network adapter that is connected"
         $by = @()
-        if (-not $guard -and -not $result) { $by = @(([string]$env:SSH_CONNECTION).Split(' ')[2]) + @(Get-NetTCPConnection | Where-Object { [string]$_.State -eq 'Established' -and $_.LocalPort -in 22, 3389 } | ForEach-Object { [string]$_.LocalAddress }) }
+        if (-not $guard) { $by = @(([string]$env:SSH_CONNECTION).Split(' ')[2]) + @(Get-NetTCPConnection | Where-Object { [string]$_.State -eq 'Established' -and $_.LocalPort -in 22, 3389 } | ForEach-Object { [string]$_.LocalAddress }) }
         $cut = @($by | Where-Object { $_ } | ForEach-Object { $_.Split('%')[0] } | Where-Object { $_ -in $own } | Select-Object -First 1)
         if ($cut.Count -gt 0) {
           throw "Cannot stop sharing the switch ""$name"": somebody is connected to the host by its address $($cut[0]) on it, and there is no other way in. Run it at the host itself"

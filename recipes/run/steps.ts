@@ -11,7 +11,7 @@ import { createVm, undoCreateVm } from '../../tasks/create-vm.ts'
 import { enableHyperV, undoEnableHyperV } from '../../tasks/enable-hyperv.ts'
 import { enableNested, undoEnableNested } from '../../tasks/enable-nested.ts'
 import { forwardPort, undoForwardPort } from '../../tasks/forward-port.ts'
-import type { GuardOptions } from '../../tasks/guard.ts'
+import { type GuardOptions, guardScripts } from '../../tasks/guard.ts'
 import { placeDisk, undoPlaceDisk } from '../../tasks/place-disk.ts'
 import { prepareDisk, undoPrepareDisk } from '../../tasks/prepare-guest.ts'
 import { type GuestCredential, setGuestIp, undoSetGuestIp } from '../../tasks/set-guest-ip.ts'
@@ -216,10 +216,7 @@ export async function removeUnfinished({ task, options }: Call, tools: Tools): P
 /** The PowerShell that a step would run, whole, without running it: the task asks a recorder instead of a host. */
 export function scriptOf(call: Call): Promise<string> {
   return new Promise((resolve, reject) => {
-    const ps: PowerShell = (pieces, ...values) => {
-      resolve(script(pieces, ...values))
-      return new Promise(() => {}) // the task needs no answer any more
-    }
+    const ps = recorder(resolve)
     // what is written down is guarded by who runs it (see deploy.ts)
     perform({ ...call, options: { ...call.options, guard: false } } as Call, { ps }).then(
       () => reject(new Error(`Cannot write ${call.task} down: it runs no script`)),
@@ -235,13 +232,20 @@ export function undoScriptOf({ task }: Call): Promise<string | undefined> {
   // an answer that says that all was changed: what the undo is to take back it reads on the host
   const answer = { changed: true, id: '', adapter: '', path: '', hostIp: '', before: {} }
   return new Promise((resolve, reject) => {
-    const ps: PowerShell = (pieces, ...values) => {
-      resolve(script(pieces, ...values))
-      return new Promise(() => {}) // the undo needs no answer any more
-    }
+    const ps = recorder(resolve)
     undo(answer, { ps }).then(
       () => reject(new Error(`Cannot write the undo of ${task} down`)),
       reject,
     )
   })
+}
+
+/** Takes down the script of a task, and nothing of guards of before, which are not its own. */
+function recorder(resolve: (script: string) => void): PowerShell {
+  return (pieces, ...values) => {
+    const text = script(pieces, ...values)
+    if (text.includes(guardScripts.undoPending)) return Promise.resolve({ stdout: '' })
+    resolve(text)
+    return new Promise(() => {}) // it needs no answer any more
+  }
 }

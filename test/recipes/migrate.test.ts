@@ -301,7 +301,11 @@ test('is taken back, last step first, the network under the guard', async ({ hos
   const { ova } = await demo('bios', host.dir)
   const before = await host.state()
   await run({ source: [ova], ...here(host, state), ...ALL }, host)
-  const tools = { screen: () => {}, host: () => lent(host) }
+  const told: string[] = []
+  const screen = (event: { event: string; text?: string }) => {
+    if (event.event === 'note') told.push(String(event.text))
+  }
+  const tools = { screen, host: () => lent(host) }
   // nothing answers there, as if the host were cut off without the switch
   await rejects(
     undo({ state, probe: ['127.0.0.1:9'], revertAfter: 5 }, tools),
@@ -309,7 +313,9 @@ test('is taken back, last step first, the network under the guard', async ({ hos
   )
   const names = (await host.state()).switches.map(({ name }: { name: string }) => name)
   deepEqual(names.includes('桥接'), true)
+  ok(!told.some((text) => /took back/.test(text)))
   await undo({ state }, tools)
+  ok(told.some((text) => /^At .* took back .*, which was tested and failed$/.test(text)))
   const after = await host.state()
   deepEqual(after.vms, before.vms)
   deepEqual(after.switches, before.switches)

@@ -132,6 +132,22 @@ test('pain 18: without the guard it cuts off nobody who is connected by this ada
   assert.equal(await host.text(), text)
 })
 
+test('pain 18: its undo cuts off nobody either, but takes back what is to be', async () => {
+  const made = await createSwitch({ ...onWifi, guard: false }, host.ps)
+  await host.change((state) =>
+    state.connections = [{ local: '10.20.30.40:3389', remote: '10.20.9.9:50123' }]
+  )
+  const text = await host.text()
+  await assert.rejects(undoCreateSwitch(made, host.ps), {
+    message: 'Cannot change the switch "桥接": somebody is connected to the host by its address ' +
+      '10.20.30.40 on "vEthernet (桥接)", and there is no other way in. Run it at the host itself, ' +
+      'or under the guard: without --no-guard, or from elsewhere with --host ssh://HOST',
+  })
+  assert.equal(await host.text(), text)
+  await undoCreateSwitch(made, host.ps, { guard: true })
+  assert.ok(!(await switches()).some((name) => name.startsWith('桥接')))
+})
+
 test('makes internal and private switches', async () => {
   for (const [type, shared] of [['internal', true], ['private', false]] as const) {
     const result = await createSwitch({ switch: type, type }, host.ps)

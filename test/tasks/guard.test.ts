@@ -234,6 +234,40 @@ test('takes an unconfirmed change back before the next one', async () => {
   assert.match(String(again.notes[0]), /^At .* the host took back the change/)
 })
 
+test('takes an unconfirmed change back also before one without the guard', async () => {
+  await assert.rejects(off({}, dying()), ConnectionError)
+  const next = await toggleShare({ state: 'on', guard: false }, host.ps)
+  assert.equal(next.changed, false)
+  assert.match(next.notes.join(), TAKEN_BACK)
+  assert.deepEqual([await shared(), await traces()], [true, []])
+  await assert.rejects(off({}, dying()), ConnectionError)
+  await host.change((state) => state.faults = [{ cmdlet: 'Set-VMSwitch', error: busy }])
+  await assert.rejects(
+    toggleShare({ state: 'on', guard: false }, host.ps),
+    /^HostError: Cannot take back an earlier change that nobody confirmed: It is busy\. .+: Remove-Item -Path '.+guard-[\da-f]{12}\.\*'$/,
+  )
+})
+
+test('tells what was taken back until somebody hears it: not who fails, but who undoes', async () => {
+  const done = await off()
+  await assert.rejects(
+    toggleShare({ state: 'on', revertAfter: 3600 }, dying()),
+    ConnectionError,
+  )
+  const probe = ['127.0.0.1:9']
+  const failed = toggleShare({ state: 'on', probe, revertAfter: 5 }, host.ps)
+  await assert.rejects(failed, /127\.0\.0\.1:9 does not answer/)
+  const file = join(host.dir, 'done.json')
+  await fs.writeJson(file, done)
+  const { code, stdout, stderr } = await runTask(host, 'toggle-share', '--undo', file)
+  assert.equal(code, 0, stderr)
+  const { notes } = JSON.parse(stdout)
+  assert.match(notes[0], TAKEN_BACK)
+  assert.match(notes[1], /^At .* took back the change of .*, which was tested and failed$/)
+  assert.equal(notes.length, 2)
+  assert.equal(await shared(), true)
+})
+
 test('takes nothing back when the kit was killed while it cancelled the guard', async () => {
   await assert.rejects(off({}, dying()), ConnectionError)
   const folder = join(String(host.env.ProgramData), 'vbox-to-hyperv')

@@ -299,6 +299,21 @@ test('pain 18: without the guard it cuts off nobody who is connected by this ada
   assert.deepEqual([off.changed, off.notes], [true, []])
 })
 
+test('pain 18: its undo cuts off nobody either', async () => {
+  await external()
+  await toggle({ state: 'off' })
+  const on = await toggle({ state: 'on' })
+  await host.change((state) =>
+    state.connections = [{ local: '10.20.30.40:3389', remote: '10.20.9.9:50123' }]
+  )
+  await assert.rejects(undoToggleShare(on, host.ps), /connected to the host by its address 10\.20/)
+  await assert.rejects(
+    undoToggleShare(on, host.ps, { revertAfter: 5 }),
+    /^HostError: Cannot keep the change of the switch "桥接", and took it back: .*somebody is connected/,
+  )
+  assert.notEqual(await hostSide(), null)
+})
+
 test('takes the one external switch, and asks which where there are more', async () => {
   const none = { message: /^Cannot share a switch: there is no external one\. Run create-switch/ }
   await assert.rejects(toggle({ state: 'off' }), none)

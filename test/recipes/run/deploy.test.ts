@@ -204,6 +204,9 @@ deploying(
     const { addresses, switches } = await host.state()
     // nothing listens there, so it is still testing when it is killed
     const given = command(bundle, '-RevertAfter', '5', '-Probe', '127.0.0.1:9')
+    // the guard refuses nobody, as the undo without it does
+    const connections = [{ local: '10.20.30.40:3389', remote: '10.20.9.9:50123' }]
+    await host.change((state) => state.connections = connections)
     const deploying = spawn(given.file, given.args, { env: host.env, stdio: 'ignore' })
     await until(async () => (await host.state()).switches.length > switches.length)
     deploying.kill('SIGKILL')
