@@ -62,8 +62,7 @@ export interface HostNetwork {
   dhcp: boolean
   /** E.g. `192.168.1.10/24` or `fd00::10/64`. */
   addresses: string[]
-  gateways: string[]
-  /** Routes set by hand, but for those of the gateways. */
+  /** Routes set by hand, the default gateway among them. */
   routes: { to: string; by: string; metric: number }[]
   /** Servers of IPv4 and IPv6. */
   dns: string[]
@@ -175,17 +174,20 @@ async function make(
     }
     function settings($index) {
       $ip = Get-NetIPInterface -AddressFamily IPv4 | Where-Object InterfaceIndex -eq $index
-      $kept = [ordered]@{ dhcp = $null -eq $ip -or [string]$ip.Dhcp -eq 'Enabled'; addresses = @(); gateways = @(); routes = @(); dns = @(); metric = $null; profile = $null }
+      $kept = [ordered]@{ dhcp = $null -eq $ip -or [string]$ip.Dhcp -eq 'Enabled'; addresses = @(); routes = @(); dns = @(); metric = $null; profile = $null }
       if ($ip -and [string]$ip.AutomaticMetric -eq 'Disabled') { $kept.metric = [int]$ip.InterfaceMetric }
       $kept.addresses = @(Get-NetIPAddress | Where-Object { $_.InterfaceIndex -eq $index -and [string]$_.PrefixOrigin -eq 'Manual' } | ForEach-Object { [string]$_.IPAddress + '/' + $_.PrefixLength })
       $protocols = @('Tcpip', 'Tcpip6')
+      $ways = @()
       if (-not $kept.dhcp) {
-        $kept.gateways = @(hops $index)
+        $ways = @(ways $index)
         $kept.dns = @(Get-DnsClientServerAddress -InterfaceIndex $index -AddressFamily IPv4 | ForEach-Object { $_.ServerAddresses } | Where-Object { $_ })
         $protocols = @('Tcpip6')
       }
       # what DHCP and routers gave is in the active store alone (assumption)
-      $kept.routes = @(Get-NetRoute -PolicyStore PersistentStore -ErrorAction SilentlyContinue | Where-Object { $_.InterfaceIndex -eq $index -and ([string]$_.NextHop -match '[1-9].*[.]' -or ([string]$_.NextHop -like '*:*' -and [string]$_.NextHop -ne '::')) -and -not ($_.DestinationPrefix -eq '0.0.0.0/0' -and [string]$_.NextHop -in $kept.gateways) } | ForEach-Object { [ordered]@{ to = [string]$_.DestinationPrefix; by = [string]$_.NextHop; metric = [int]$_.RouteMetric } })
+      $hops = @($ways | ForEach-Object { [string]$_.NextHop })
+      $stored = @(Get-NetRoute -PolicyStore PersistentStore -ErrorAction SilentlyContinue | Where-Object { $_.InterfaceIndex -eq $index -and ([string]$_.NextHop -match '[1-9].*[.]' -or ([string]$_.NextHop -like '*:*' -and [string]$_.NextHop -ne '::')) -and -not ($_.DestinationPrefix -eq '0.0.0.0/0' -and [string]$_.NextHop -in $hops) })
+      $kept.routes = @($ways + $stored | ForEach-Object { [ordered]@{ to = [string]$_.DestinationPrefix; by = [string]$_.NextHop; metric = [int]$_.RouteMetric } })
       $card = Get-NetAdapter | Where-Object { $_.InterfaceIndex -eq $index }
       foreach ($protocol in $protocols) {
         # servers set by hand beside what the network gives; a host without this key has none (assumption: the key)
@@ -198,7 +200,7 @@ async function make(
       $kept
     }
     # a host may have no route at all, for which a filter of Get-NetRoute would fail
-    function hops($index) { Get-NetRoute | Where-Object { $_.InterfaceIndex -eq $index -and $_.DestinationPrefix -eq '0.0.0.0/0' } | ForEach-Object { [string]$_.NextHop } }
+    function ways($index) { Get-NetRoute | Where-Object { $_.InterfaceIndex -eq $index -and $_.DestinationPrefix -eq '0.0.0.0/0' } }
     function restore($index, $kept) {
       # Windows moves settings by itself, a moment later
       for ($wait = 0; $wait -lt 20 -and @($kept.addresses | Where-Object { $_ -and $_ -notin (settings $index).addresses }).Count -gt 0; $wait++) { Start-Sleep -Milliseconds 250 }
@@ -207,7 +209,8 @@ async function make(
         $part = $address.Split('/')
         $null = New-NetIPAddress -InterfaceIndex $index -IPAddress $part[0] -PrefixLength ([byte]$part[1])
       }
-      $hops = @(hops $index)
+      # a journal of before has the default gateways apart, and no metric of theirs
+      $hops = @(ways $index | ForEach-Object { [string]$_.NextHop })
       foreach ($gateway in @($kept.gateways | Where-Object { $_ -and $_ -notin $hops })) { $null = New-NetRoute -InterfaceIndex $index -DestinationPrefix '0.0.0.0/0' -NextHop $gateway }
       foreach ($route in @($kept.routes | Where-Object { $_ })) {
         $known = @(Get-NetRoute | Where-Object { $_.InterfaceIndex -eq $index -and $_.DestinationPrefix -eq $route.to -and [string]$_.NextHop -eq $route.by })

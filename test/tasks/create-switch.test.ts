@@ -264,8 +264,7 @@ test('keeps the settings that the adapter was given by hand, and undo gives them
   assert.deepEqual(made.before.network, {
     dhcp: false,
     addresses: ['192.168.77.10/24'],
-    gateways: ['192.168.77.1'],
-    routes: [],
+    routes: [{ to: '0.0.0.0/0', by: '192.168.77.1', metric: 256 }],
     dns: ['192.168.77.2', '9.9.9.9'],
     metric: 15,
     profile: null,
@@ -287,6 +286,28 @@ test('keeps the settings that the adapter was given by hand, and undo gives them
   })
   await undoCreateSwitch(made, host.ps)
   assert.deepEqual(lasting(await host.state()), before)
+})
+
+test('keeps the metric of the default gateway, and reads a journal of before that has none', async () => {
+  await createSwitch({ ...onWifi, adapter: 'Ethernet', guard: false }, host.ps)
+  await given`
+    $null = New-NetIPAddress -InterfaceAlias 'vEthernet (桥接)' -IPAddress 192.168.77.10 -PrefixLength 24
+    $null = New-NetRoute -InterfaceAlias 'vEthernet (桥接)' -DestinationPrefix 0.0.0.0/0 -NextHop 192.168.77.1 -RouteMetric 5`
+  const metrics = async () =>
+    (await host.state()).routes.filter(({ nextHop }: { nextHop: string }) =>
+      nextHop === '192.168.77.1'
+    ).map(({ metric }: { metric: number }) => metric)
+  const off = await createSwitch(
+    { ...onWifi, adapter: 'auto', share: false, guard: false },
+    host.ps,
+  )
+  await undoCreateSwitch(off, host.ps)
+  assert.deepEqual(await metrics(), [5])
+  await createSwitch({ ...onWifi, adapter: 'auto', share: false, guard: false }, host.ps)
+  assert.ok(off.before.network)
+  const old = { ...off.before.network, routes: [], gateways: ['192.168.77.1'] }
+  await undoCreateSwitch({ ...off, before: { ...off.before, network: old } }, host.ps)
+  assert.deepEqual(await metrics(), [256])
 })
 
 test('undo is harmless where an adapter is gone, under the guard too', async () => {
@@ -318,7 +339,6 @@ test('pain 17: keeps DNS servers, routes and metric that were set by hand beside
   assert.deepEqual(made.before.network, {
     dhcp: true,
     addresses: [],
-    gateways: [],
     routes: [{ to: '10.99.0.0/16', by: '10.20.0.9', metric: 5 }],
     dns: ['223.5.5.5', '9.9.9.9'],
     metric: 15,
