@@ -107,6 +107,11 @@ test('is undone to what was there, twice', async () => {
   const { profiles: _, ...before } = await host.state()
   const result = await setStaticIp({ ...options, nat: true }, host.ps)
   await undoSetStaticIp(result, host.ps)
+  // a NAT whose address is gone would stay behind broken (facts: NAT, address, switch)
+  const removed = (await host.calls()).map(({ cmdlet }) => cmdlet).filter((cmdlet) =>
+    cmdlet.startsWith('Remove-')
+  )
+  assert.deepEqual(removed, ['Remove-NetNat', 'Remove-NetIPAddress'])
   const { profiles, ...after } = await host.state()
   assert.deepEqual(after, before)
   const text = await host.text()
