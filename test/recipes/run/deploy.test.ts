@@ -213,6 +213,7 @@ deploying(
     await until(async () => (await host.state()).switches.length === switches.length)
     await until(async () => (await traces(host)).length === 0)
     deepEqual(addressesOf(await host.state()), addressesOf({ addresses }))
+    await host.change((state) => state.connections = [])
     const undone = await deploy(host, bundle, '-Undo')
     match(undone.stdout, /Nothing to take back/)
     // one that a run without the guard takes back, before it does the same again
@@ -296,8 +297,8 @@ deploying(
       const { guests: __, ...before } = JSON.parse(seed)
       deepEqual(comparable(after), comparable(before), words)
     }
-    // the switches, the address, its NAT, the VM and its disk: each is made, and its step not at its end
-    for (const change of [2, 4, 5, 7]) {
+    // in the middle of the host’s address and of the VM
+    for (const change of [4, 7]) {
       await killed(change)
       const undone = await deploy(host, bundle, '-Undo', '-NoGuard')
       equal(undone.code, 0, undone.stderr)
