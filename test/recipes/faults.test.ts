@@ -4,11 +4,13 @@
  * anything, and at each change that it makes there. `undo` brings the host back each time.
  */
 import fs from 'fs-extra'
+import { execFile } from 'node:child_process'
 import { deepEqual, equal, ok } from 'node:assert/strict'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import process from 'node:process'
 import { setTimeout as delay } from 'node:timers/promises'
+import { promisify } from 'node:util'
 import { suite } from 'uvu'
 import { demo } from '../../fixtures/demo.ts'
 import { migrate, type MigrateOptions } from '../../recipes/migrate.ts'
@@ -18,6 +20,8 @@ import { undo } from '../../recipes/undo.ts'
 import { HostError, type PowerShell } from '../../tasks/task.ts'
 import { needs } from '../needs.ts'
 import { comparable, quickGuests, type SimulatedHost, simulatedHost } from '../simulated-host.ts'
+
+const execute = promisify(execFile)
 
 interface Context {
   dir: string
@@ -123,7 +127,6 @@ test('are undone, wherever a run is cut off', async ({ dir, host, options, seed 
       for (let change = kind === 'half' ? 1 : 0; last || change <= changes; change++) {
         await fs.writeFile(file, `${kind} ${change}`)
         const answer = await Promise.resolve(ps(pieces, ...values)).catch((error: Error) => error)
-        for (const { process: id } of (await host.state()).tasks ?? []) if (id) guards.add(id)
         // a machine that is busy may be late before it comes to that
         const stopped = answer instanceof HostError && answer.id === 'TimedOut'
         const came = stopped || (await fs.readFile(file, 'utf8')).endsWith(' -1')
@@ -183,8 +186,7 @@ async function snapshot(host: SimulatedHost, aside: string): Promise<() => Promi
   if (await fs.pathExists(files)) await fs.copy(files, aside)
   return async () => {
     // else a guard that was started goes on in another past, in which the same script makes the same files
-    for (const id of guards) end(id)
-    guards.clear()
+    await endGuards(host)
     await host.change((state) => {
       for (const key of Object.keys(state)) delete state[key]
       Object.assign(state, JSON.parse(text))
@@ -194,8 +196,15 @@ async function snapshot(host: SimulatedHost, aside: string): Promise<() => Promi
   }
 }
 
-/** Processes of guards that were started since the past was last gone back to. */
-const guards = new Set<number>()
+/** Those too whose task is gone already, and who would clear away the files of the next one. */
+async function endGuards({ dir }: SimulatedHost): Promise<void> {
+  const { stdout } = await execute('ps', ['-A', '-o', 'pid=,args='])
+  for (const line of stdout.split('\n')) {
+    if (line.includes(join(dir, 'ProgramData')) && line.includes('guard-')) {
+      end(Number.parseInt(line))
+    }
+  }
+}
 
 /** Without times, and with the identifiers of this once numbered as they come: who is whom stays told. */
 function numbered(text: string): string {
